@@ -1,0 +1,50 @@
+"""Names and columns of the tables between Kafka and the marts, beside what the contracts declare.
+
+Belongs here: the coordinates every record keeps, the columns of bronze, dead letters and dropped duplicates, and where a
+table of an environment lives. Not here: contract fields (`contracts`), or how a table is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crm_resources.contracts import Column, ColumnType, Contract, contracts
+
+COORDINATES: tuple[Column, ...] = (
+    Column("kafka_topic", ColumnType.STRING, False, "Topic the record came from."),
+    Column("kafka_partition", ColumnType.INT, False, "Partition the record came from."),
+    Column("kafka_offset", ColumnType.LONG, False, "Offset of the record in its partition."),
+    Column("kafka_timestamp", ColumnType.TIMESTAMP, False, "Time stamped on the record by producer or broker."),
+    Column("ingested_at", ColumnType.TIMESTAMP, False, "When the record was captured in bronze."),
+)
+"""Where a record came from; `(kafka_topic, kafka_partition, kafka_offset)` names it for good."""
+
+PAYLOAD_HASH = Column(
+    "payload_hash", ColumnType.LONG, False, "xxhash64 (seed 42) of the raw bytes; tells a conflicting duplicate from an exact one."
+)
+
+
+@dataclass(frozen=True)
+class LakeTable:
+    """A Delta table of the lake: its path below the lake's root, and its partition columns."""
+
+    name: str
+    path: str
+    partition_by: tuple[str, ...] = ()
+
+
+BRONZE = LakeTable("bronze", "bronze", ("kafka_topic", "ingest_date"))
+DEAD_LETTERS = LakeTable("dead_letters", "dead_letters")
+DUPLICATES = LakeTable("duplicates", "duplicates")
+SILVER: dict[str, LakeTable] = {c.plural: LakeTable(c.plural, f"silver/{c.plural}") for c in contracts()}
+"""Silver tables by plural: events, orders, products, profiles."""
+
+
+def silver_columns(contract: Contract) -> tuple[Column, ...]:
+    """Columns of an entity's silver table: the contract's, the payload hash, the coordinates."""
+    return (*contract.columns, PAYLOAD_HASH, *COORDINATES)
+
+
+def topic_name(environment: str, plural: str) -> str:
+    """Kafka topic of an entity in an environment, e.g. `demo.orders`."""
+    return f"{environment}.{plural}"

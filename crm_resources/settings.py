@@ -1,0 +1,134 @@
+"""The one settings object: `CRM_*` variables over what the local stack wrote down, over working defaults.
+
+Order of precedence: process environment, `.crm/<environment>/environment.env` (facts of a data set: time zone, as-of
+date), `.crm/stack.env` (ports the local stack took), defaults. Secrets are read from files under `.crm/secrets/` or from
+the environment, and never printed. Importing this module reads nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import date
+from enum import StrEnum
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class Profile(StrEnum):
+    """Which parts the platform stands on."""
+
+    LOCAL = "local"
+    CLUSTER = "cluster"
+
+
+class Settings(BaseSettings):
+    """Everything a part of the platform may be told from outside. Each field is the variable `CRM_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="CRM_", extra="ignore", frozen=True, env_ignore_empty=True)
+
+    profile: Profile = Field(default=Profile.LOCAL, description="`local` (one machine) or `cluster`.")
+    env: str = Field(
+        default="demo",
+        pattern=r"^[a-z][a-z0-9_]{0,30}$",
+        description="Data set to work on: topics, lake, database and stream state of its own.",
+    )
+    home: Path = Field(default=REPOSITORY / ".crm", description="Folder for data, logs, secrets and reports of the local stack.")
+    jars_dir: Path | None = Field(default=None, description="Folder of the fetched Java libraries. Default: `<home>/jars`.")
+    kafka_bootstrap: str = Field(default="127.0.0.1:19092", description="Kafka bootstrap servers.")
+    lake_uri: str | None = Field(
+        default=None, description="Root of the lake; a folder or `s3://bucket/prefix`. Default: `<home>/<env>/lake`."
+    )
+    warehouse_dsn: SecretStr | None = Field(
+        default=None,
+        description="PostgreSQL server as a URI with user, password and database; each data set gets a database beside it. "
+        "Default: the embedded server.",
+    )
+    postgres_port: int = Field(default=15432, ge=1, le=65535, description="Port of the embedded PostgreSQL.")
+    business_timezone: str = Field(default="UTC", description="Time zone in which an event gets its business date.")
+    as_of: date | None = Field(default=None, description="Business date the marts look at; default is the current one.")
+    future_tolerance_seconds: int = Field(
+        default=86_400, ge=0, description="How far an event time may lie after its arrival before it is a dead letter."
+    )
+    trigger_seconds: float = Field(default=2.0, ge=0, description="Trigger interval of the stream's queries.")
+    max_records_per_batch: int = Field(default=250_000, ge=1, description="Upper bound of records a micro-batch takes.")
+    refresh_seconds: int = Field(default=10, ge=5, description="How often the refresh sensor looks for new silver versions.")
+    driver_memory: str = Field(default="2g", pattern=r"^[0-9]+[mg]$", description="Heap of the Spark driver.")
+    spark_cores: int = Field(default=2, ge=1, description="Cores the Spark driver uses.")
+
+    @field_validator("business_timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except Exception as error:
+            msg = f"CRM_BUSINESS_TIMEZONE={value!r} is no time zone; use a name such as Europe/London or Asia/Seoul"
+            raise ValueError(msg) from error
+        return value
+
+    @property
+    def environment_dir(self) -> Path:
+        """What belongs to the data set: `<home>/<env>`."""
+        return self.home / self.env
+
+    @property
+    def lake_root(self) -> str:
+        """Root of the data set's lake, without a trailing slash."""
+        return (self.lake_uri or str(self.environment_dir / "lake")).rstrip("/")
+
+    @property
+    def checkpoint_root(self) -> str:
+        """Where the stream's checkpoints live: beside the lake on local disk, below it on an object store."""
+        return f"{self.lake_root}/_checkpoints" if self.lake_uri else str(self.environment_dir / "checkpoints")
+
+    @property
+    def jars_root(self) -> Path:
+        """Fetched Java libraries: `kafka/*.jar` for the broker, `spark/*.jar` for the driver."""
+        return self.jars_dir or self.home / "jars"
+
+    @property
+    def database(self) -> str:
+        """PostgreSQL database of the data set."""
+        return f"crm_{self.env}"
+
+    @property
+    def reports_dir(self) -> Path:
+        """Where commands leave their JSON reports."""
+        return self.home / "reports"
+
+    def table_uri(self, path: str) -> str:
+        """URI of a lake table given its path below the root."""
+        return f"{self.lake_root}/{path}"
+
+
+def load_settings(environ: dict[str, str] | None = None) -> Settings:
+    """Settings of this process, read anew at each call.
+
+    Args:
+        environ: variables instead of the process's own, for tests.
+
+    Raises:
+        pydantic.ValidationError: a variable has a value that is not allowed; the message names it.
+    """
+    variables = dict(os.environ if environ is None else environ)
+    home = Path(variables.get("CRM_HOME") or REPOSITORY / ".crm").absolute()
+    env = variables.get("CRM_ENV") or "demo"
+    files = (home / "stack.env", home / env / "environment.env")
+    merged: dict[str, str] = {}
+    for file in files:
+        merged.update(_read_env_file(file))
+    merged.update({k: v for k, v in variables.items() if k.startswith("CRM_") and v})
+    values = {k.removeprefix("CRM_").lower(): v for k, v in merged.items()}
+    values["home"] = str(home)
+    known = {k: v for k, v in values.items() if k in Settings.model_fields}
+    return Settings.model_validate(known)
+
+
+def _read_env_file(path: Path) -> dict[str, str]:
+    from dotenv import dotenv_values
+
+    return {k: v for k, v in dotenv_values(path).items() if v} if path.exists() else {}

@@ -1,0 +1,1 @@
+"""The local profile: embedded Kafka, PostgreSQL, Spark driver and Dagster under one supervisor, on loopback."""
