@@ -1,0 +1,293 @@
+"""The ledger: what a producer got acknowledged, written down before it counts.
+
+Belongs here: schema, writer and reader of the files `<home>/<env>/ledger/<run_id>-<n>.arrows`. Not here: sending
+(`generator.delivery`), or comparing the ledger with the lake (`crm_assets.monitoring.audit`).
+
+Each file is an Arrow IPC stream. Rows are collected in columns, written as one batch and forced to disk; after kill -9 a
+file is readable up to its last whole batch, and a row that is not readable was never counted as acknowledged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NO_DIGEST = bytes(16)
+"""Digest of a record without a value; it adds nothing to a checksum."""
+
+
+class LedgerError(RuntimeError):
+    """A ledger cannot be written or read; the message names the file."""
+
+
+def ledger_schema() -> pa.Schema:
+    """Columns of the ledger. Times are microseconds in UTC; a refused row has neither partition, offset nor `acked_at`."""
+    import pyarrow as pa
+
+    moment = pa.timestamp("us", tz="UTC")
+    return pa.schema(
+        [
+            pa.field("run_id", pa.string(), nullable=False),
+            pa.field("event_id", pa.string(), nullable=False),
+            pa.field("entity", pa.string(), nullable=False),
+            pa.field("entity_key", pa.string(), nullable=False),
+            pa.field("sequence", pa.int64(), nullable=False),
+            pa.field("amount", pa.decimal128(18, 4)),
+            pa.field("payload_md5", pa.binary(16), nullable=False),
+            pa.field("topic", pa.string(), nullable=False),
+            pa.field("partition", pa.int32()),
+            pa.field("offset", pa.int64()),
+            pa.field("intended_at", moment, nullable=False),
+            pa.field("sent_at", moment, nullable=False),
+            pa.field("acked_at", moment),
+            pa.field("defect", pa.string()),
+            pa.field("refused", pa.bool_(), nullable=False),
+        ]
+    )
+
+
+def payload_md5(value: bytes | None) -> bytes:
+    """Digest of a record's raw bytes, 16 bytes; `NO_DIGEST` for a record without a value."""
+    return NO_DIGEST if value is None else hashlib.md5(value, usedforsecurity=False).digest()
+
+
+def ledger_dir(environment_dir: Path) -> Path:
+    """Folder of the ledgers of an environment."""
+    return environment_dir / "ledger"
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """One acknowledged or refused event. Times in microseconds since 1970 UTC; see `ledger_schema`."""
+
+    event_id: str
+    entity: str
+    entity_key: str
+    sequence: int
+    amount: Decimal | None
+    payload_md5: bytes
+    topic: str
+    partition: int | None
+    offset: int | None
+    intended_us: int
+    sent_us: int
+    acked_us: int | None
+    defect: str | None
+    refused: bool
+
+
+class LedgerWriter:
+    """Appends rows of one run to a file of its own; `durable_acked` and `durable_refused` count what is safely on disk.
+
+    Not for use by several threads at once.
+
+    Args:
+        directory: folder of the ledgers, made when absent.
+        run_id: run of the producer.
+        batch_rows: rows that make a batch.
+        max_age_seconds: a smaller batch is written when its oldest row is this old (see `tend`).
+        clock: seconds, rising.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        run_id: str,
+        *,
+        batch_rows: int = 10_000,
+        max_age_seconds: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        import pyarrow as pa
+
+        self.run_id = run_id
+        self.durable_acked = 0
+        self.durable_refused = 0
+        self._batch_rows = batch_rows
+        self._max_age = max_age_seconds
+        self._clock = clock
+        self._oldest: float | None = None
+        self._schema = ledger_schema()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self.path, descriptor = _create(directory, run_id)
+        except OSError as error:
+            raise LedgerError(f"cannot create a ledger in {directory}: {error.strerror}") from error
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
+        self._stream = pa.ipc.new_stream(self._file, self._schema)
+        os.fsync(descriptor)
+        _sync_directory(directory)
+        self._clear()
+
+    def append(self, row: LedgerRow) -> None:
+        """Take a row; it becomes durable with its batch."""
+        if self._oldest is None:
+            self._oldest = self._clock()
+        for column, value in zip(
+            self._columns,
+            (
+                row.event_id,
+                row.entity,
+                row.entity_key,
+                row.sequence,
+                row.amount,
+                row.payload_md5,
+                row.topic,
+                row.partition,
+                row.offset,
+                row.intended_us,
+                row.sent_us,
+                row.acked_us,
+                row.defect,
+                row.refused,
+            ),
+            strict=True,
+        ):
+            column.append(value)
+        if len(self._columns[0]) >= self._batch_rows:
+            self.flush()
+
+    def tend(self) -> None:
+        """Write the pending batch when it has grown old; to be called now and then while events flow."""
+        if self._oldest is not None and self._clock() - self._oldest >= self._max_age:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the pending rows as a batch and force them to disk.
+
+        Raises:
+            LedgerError: the disk refused; the pending rows do not count.
+        """
+        import pyarrow as pa
+
+        count = len(self._columns[0])
+        if not count:
+            return
+        names = self._schema.names
+        arrays = [pa.array([self.run_id] * count, self._schema.field("run_id").type)]
+        arrays += [pa.array(column, self._schema.field(name).type) for name, column in zip(names[1:], self._columns, strict=True)]
+        refused = sum(self._columns[-1])
+        try:
+            self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise LedgerError(
+                f"cannot write the ledger {self.path}: {error.strerror or error}; {count} events do not count as acked"
+            ) from error
+        self.durable_refused += refused
+        self.durable_acked += count - refused
+        self._clear()
+
+    def close(self) -> None:
+        """Write what is pending and end the file."""
+        if self._file.closed:
+            return
+        self.flush()
+        self._stream.close()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _clear(self) -> None:
+        self._columns: list[list[object]] = [[] for _ in range(len(self._schema) - 1)]
+        self._oldest = None
+
+
+def ledger_files(directory: Path, run_id: str | None = None) -> list[Path]:
+    """Ledger files of an environment, or of one of its runs, in the order they were begun."""
+    if not directory.is_dir():
+        return []
+    files = [p for p in directory.iterdir() if _FILE.fullmatch(p.name) and (run_id is None or _run_of(p) == _file_stem(run_id))]
+    return sorted(files, key=lambda p: (_run_of(p), _number_of(p)))
+
+
+def read_ledger(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Batches of one ledger file up to the last whole one.
+
+    Args:
+        path: a ledger file, perhaps cut off by a crash.
+        columns: only these; all when omitted.
+
+    Raises:
+        LedgerError: the file has content that is no ledger.
+    """
+    import pyarrow as pa
+
+    with path.open("rb") as file:
+        try:
+            stream = pa.ipc.open_stream(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            if _only_a_beginning(path):
+                return
+            raise LedgerError(f"{path} is no ledger: {error}") from error
+        if stream.schema.names != ledger_schema().names:
+            raise LedgerError(f"{path} is a stream of other columns: {', '.join(stream.schema.names)}")
+        while True:
+            try:
+                batch = stream.read_next_batch()
+            except StopIteration:
+                return
+            except (pa.ArrowInvalid, OSError):
+                return  # the tail of a killed writer: rows that never counted
+            yield batch.select(list(columns)) if columns is not None else batch
+
+
+_FILE = re.compile(r"(?P<run>.+)-(?P<number>\d+)\.arrows")
+
+
+def _create(directory: Path, run_id: str) -> tuple[Path, int]:
+    number = max((_number_of(p) for p in ledger_files(directory, run_id)), default=0)
+    while True:
+        number += 1
+        path = directory / f"{_file_stem(run_id)}-{number}.arrows"
+        try:
+            # Exclusive: two producers of the same run never share a file.
+            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            continue
+
+
+def _file_stem(run_id: str) -> str:
+    """Run id with whatever a file name should not hold replaced."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", run_id)[:120]
+
+
+def _run_of(path: Path) -> str:
+    found = _FILE.fullmatch(path.name)
+    return found["run"] if found else ""
+
+
+def _number_of(path: Path) -> int:
+    found = _FILE.fullmatch(path.name)
+    return int(found["number"]) if found else 0
+
+
+def _only_a_beginning(path: Path) -> bool:
+    """Whether the file is what a writer killed before its first whole message leaves: nothing, or the start of a schema."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    return head == b"\xff\xff\xff\xff"[: len(head)] and path.stat().st_size < 4096
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,128 @@
+"""The ledger keeps what was acknowledged, whatever happens to its writer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from crm_resources.ledger import NO_DIGEST, LedgerError, LedgerRow, LedgerWriter, ledger_files, payload_md5, read_ledger
+
+ROW = LedgerRow(
+    event_id="019a0000-0000-7000-8000-000000000000",
+    entity="order",
+    entity_key="O-1",
+    sequence=1,
+    amount=Decimal("12.3400"),
+    payload_md5=payload_md5(b"{}"),
+    topic="demo.orders",
+    partition=0,
+    offset=0,
+    intended_us=1_700_000_000_000_000,
+    sent_us=1_700_000_000_000_001,
+    acked_us=1_700_000_000_000_002,
+    defect=None,
+    refused=False,
+)
+
+
+def write(directory: Path, count: int, batch_rows: int = 10) -> Path:
+    with LedgerWriter(directory, "run", batch_rows=batch_rows) as ledger:
+        for offset in range(count):
+            ledger.append(replace(ROW, offset=offset))
+        return ledger.path
+
+
+def offsets(path: Path) -> list[int]:
+    return [value for batch in read_ledger(path, ["offset"]) for value in batch.column("offset").to_pylist()]
+
+
+def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
+    (batch,) = read_ledger(write(tmp_path, 1))
+    (row,) = batch.to_pylist()
+    assert row["run_id"] == "run"
+    assert row["amount"] == Decimal("12.3400")
+    assert row["payload_md5"] == payload_md5(b"{}")
+    assert row["acked_at"].microsecond == 2
+    assert row["refused"] is False
+
+
+def test_a_row_counts_only_when_its_batch_is_on_disk(tmp_path: Path) -> None:
+    with LedgerWriter(tmp_path, "run", batch_rows=3) as ledger:
+        ledger.append(ROW)
+        ledger.append(replace(ROW, partition=None, offset=None, acked_us=None, refused=True))
+        assert (ledger.durable_acked, ledger.durable_refused) == (0, 0)
+        ledger.append(ROW)
+        assert (ledger.durable_acked, ledger.durable_refused) == (2, 1)
+
+
+def test_an_old_batch_is_written_before_it_is_full(tmp_path: Path) -> None:
+    now = [0.0]
+    with LedgerWriter(tmp_path, "run", max_age_seconds=1, clock=lambda: now[0]) as ledger:
+        ledger.append(ROW)
+        ledger.tend()
+        assert ledger.durable_acked == 0
+        now[0] = 1.5
+        ledger.tend()
+        assert ledger.durable_acked == 1
+
+
+def test_every_truncation_leaves_whole_batches_only(tmp_path: Path) -> None:
+    path = write(tmp_path, 35)
+    content = path.read_bytes()
+    seen = set()
+    for length in range(0, len(content) + 1, 7):
+        path.write_bytes(content[:length])
+        found = offsets(path)
+        assert found == list(range(len(found)))
+        assert len(found) in (0, 10, 20, 30, 35)
+        seen.add(len(found))
+    assert seen >= {0, 10, 20, 30, 35}
+
+
+def test_batches_survive_kill_9(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from dataclasses import replace\n"
+        "from tests.unit.test_ledger import ROW, LedgerWriter\n"
+        "ledger = LedgerWriter(Path(sys.argv[1]), 'killed', batch_rows=10)\n"
+        "for n in range(25): ledger.append(replace(ROW, offset=n))\n"
+        "print(ledger.durable_acked, flush=True); time.sleep(600)\n"
+    )
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, cwd=root) as process:
+        assert process.stdout is not None
+        counted = int(process.stdout.readline())
+        os.kill(process.pid, signal.SIGKILL)
+    assert counted == 20
+    assert offsets(ledger_files(tmp_path, "killed")[0]) == list(range(20))
+
+
+def test_each_writer_of_a_run_has_a_file_of_its_own(tmp_path: Path) -> None:
+    with LedgerWriter(tmp_path, "a") as one, LedgerWriter(tmp_path, "a") as two, LedgerWriter(tmp_path, "a-2") as other:
+        assert len({one.path, two.path, other.path}) == 3
+    assert ledger_files(tmp_path, "a") == [one.path, two.path]
+    assert len(ledger_files(tmp_path)) == 3
+
+
+def test_a_run_id_with_odd_characters_stays_inside_the_folder(tmp_path: Path) -> None:
+    with LedgerWriter(tmp_path, "../a/b c") as ledger:
+        assert ledger.path.parent == tmp_path
+    assert ledger_files(tmp_path, "../a/b c") == [ledger.path]
+
+
+def test_another_file_is_not_taken_for_a_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "run-1.arrows"
+    path.write_bytes(b"not a ledger at all")
+    with pytest.raises(LedgerError, match=r"run-1\.arrows is no ledger"):
+        list(read_ledger(path))
+
+
+def test_no_value_and_an_empty_value_have_different_digests() -> None:
+    assert payload_md5(None) == NO_DIGEST
+    assert payload_md5(b"") != NO_DIGEST
