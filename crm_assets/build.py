@@ -1,0 +1,54 @@
+"""The one assembly point: every asset, check, job, sensor and schedule of the platform as one `Definitions`.
+
+Importing this module, or calling `build_defs`, opens no connection, starts no process and writes nothing; it reads one
+file, the dbt manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from crm_assets.infrastructure import assets as infrastructure
+from crm_assets.ingestion import topics
+from crm_assets.lakehouse import assets as lakehouse
+from crm_assets.monitoring import checks, refresh, upkeep
+from crm_assets.streaming import assets as streaming
+from crm_assets.warehouse import assets as warehouse
+from crm_resources.dagster_resources import SettingsResource, StreamLauncherResource
+
+
+def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
+    """Assemble the platform.
+
+    Args:
+        overrides: resources to use instead of the defaults, by name (`settings`, `stream_launcher`, `dbt`); for tests and
+            for deployments that bring their own.
+
+    Raises:
+        KeyError: an override names no resource.
+    """
+    resources: dict[str, object] = {
+        "settings": SettingsResource(),
+        "stream_launcher": StreamLauncherResource(),
+        "dbt": warehouse.dbt_resource(),
+    }
+    unknown = set(overrides or {}) - set(resources)
+    if unknown:
+        raise KeyError(f"no resource named {', '.join(sorted(unknown))}; known: {', '.join(sorted(resources))}")
+    return dg.Definitions(
+        assets=[
+            *infrastructure.assets,
+            *topics.assets,
+            *streaming.assets,
+            *lakehouse.assets,
+            warehouse.load_raw,
+            *warehouse.dbt_assets_definition(),
+        ],
+        asset_checks=checks.asset_checks,
+        jobs=[warehouse.refresh_job, checks.audit_job, *streaming.jobs, upkeep.purge_runs],
+        sensors=[*topics.sensors, *streaming.sensors, *lakehouse.sensors, refresh.refresh_sensor],
+        schedules=[upkeep.purge_schedule, checks.audit_schedule],
+        resources={**resources, **(overrides or {})},
+    )

@@ -1,0 +1,1 @@
+"""What everything stands on: the broker and the database server, as assets whose materialization proves they answer."""

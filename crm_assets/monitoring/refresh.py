@@ -1,0 +1,122 @@
+"""When the marts are refreshed: a pure decision, and the sensor that carries it out.
+
+Belongs here: comparing silver versions with the loader's bookmarks, one run at a time, back-off after failures, and the
+turn of the business date. Not here: loading or dbt (`crm_assets.warehouse`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+
+from crm_assets.conventions import OWNERS
+from crm_resources.contracts import contracts
+from crm_resources.dagster_resources import SettingsResource
+from crm_resources.layout import SILVER
+
+REFRESH_JOB = "refresh"
+FIRST_BACK_OFF = timedelta(seconds=20)
+LONGEST_BACK_OFF = timedelta(minutes=10)
+_LOOK_BACK_RUNS = 8  # enough failures in a row to reach the longest back-off
+
+
+@dataclass(frozen=True)
+class RefreshState:
+    """What the decision looks at.
+
+    `versions` and `bookmarks` are Delta versions by plural; `marts_as_of` is the as-of date of the last finished refresh
+    and `business_date` the one the marts should show; failures are counted since the last success.
+    """
+
+    versions: Mapping[str, int]
+    bookmarks: Mapping[str, int]
+    in_flight: bool
+    failures: int
+    last_failure_at: datetime | None
+    marts_as_of: date | None
+    business_date: date
+
+
+@dataclass(frozen=True)
+class RefreshDecision:
+    """Refresh now or not, and why, for the person who reads the tick."""
+
+    refresh: bool
+    reason: str
+
+
+def decide_refresh(state: RefreshState, now: datetime) -> RefreshDecision:
+    """Refresh when silver is ahead of a bookmark or the business date turned; one at a time, backing off after failures."""
+    behind = sorted(name for name, version in state.versions.items() if state.bookmarks.get(name, -1) < version)
+    turned = bool(state.versions) and state.marts_as_of != state.business_date
+    if not behind and not turned:
+        return RefreshDecision(False, "marts are up to date")
+    if state.in_flight:
+        return RefreshDecision(False, "a refresh is under way")
+    if state.failures and state.last_failure_at is not None:
+        again_at = state.last_failure_at + back_off(state.failures)
+        if now < again_at:
+            return RefreshDecision(False, f"{state.failures} failed in a row; next try at {again_at:%H:%M:%S} UTC")
+    why = f"new versions of {', '.join(behind)}" if behind else f"business date is {state.business_date}, marts show {state.marts_as_of}"
+    return RefreshDecision(True, why)
+
+
+def back_off(failures: int) -> timedelta:
+    """Wait after the given number of failures in a row: doubling from 20 s, at most 10 minutes."""
+    return min(FIRST_BACK_OFF * 2 ** (failures - 1), LONGEST_BACK_OFF)
+
+
+def business_date(now: datetime, timezone: str, as_of: date | None) -> date:
+    """The date the marts should show: the fixed as-of date of a replayed file, or today in the business time zone."""
+    return as_of or now.astimezone(ZoneInfo(timezone)).date()
+
+
+@dg.sensor(
+    name="refresh_marts",
+    job_name=REFRESH_JOB,
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    owners=OWNERS,
+    description="Sees new silver versions and asks for one load and one dbt invocation, at most one in flight.",
+)
+def refresh_sensor(context: dg.SensorEvaluationContext, settings: SettingsResource) -> dg.SensorResult | dg.SkipReason:
+    """Gather the state, decide, request."""
+    from crm_resources import lake, warehouse
+
+    loaded = settings.load()
+    now = datetime.now(UTC)
+    found = {c.plural: lake.table_version(loaded, SILVER[c.plural].path) for c in contracts()}
+    in_flight, failures, last_failure_at = _recent_runs(context.instance)
+    state = RefreshState(
+        versions={name: version for name, version in found.items() if version is not None},
+        bookmarks={name: mark.version for name, mark in warehouse.bookmarks(loaded).items()},
+        in_flight=in_flight,
+        failures=failures,
+        last_failure_at=last_failure_at,
+        marts_as_of=warehouse.last_refresh_as_of(loaded),
+        business_date=business_date(now, loaded.business_timezone, loaded.as_of),
+    )
+    decision = decide_refresh(state, now)
+    if not decision.refresh:
+        return dg.SkipReason(decision.reason)
+    return dg.SensorResult(run_requests=[dg.RunRequest(tags={"crm/why": decision.reason[:250]})])
+
+
+def _recent_runs(instance: dg.DagsterInstance) -> tuple[bool, int, datetime | None]:
+    """Whether a refresh is under way, failures since the last success, and when the latest failed."""
+    records = instance.get_run_records(dg.RunsFilter(job_name=REFRESH_JOB), limit=_LOOK_BACK_RUNS)
+    if any(not r.dagster_run.is_finished for r in records):
+        return True, 0, None
+    failures = 0
+    last: datetime | None = None
+    for record in records:
+        if record.dagster_run.status is not dg.DagsterRunStatus.FAILURE:
+            break
+        failures += 1
+        if last is None and record.end_time:
+            last = datetime.fromtimestamp(record.end_time, UTC)
+    return False, failures, last

@@ -1,0 +1,168 @@
+"""The warehouse's assets: raw tables loaded from silver, and the dbt models as assets with their tests as checks.
+
+Belongs here: what Dagster shows and runs. Not here: the load itself (`load`), SQL (the dbt project), or when it runs
+(`crm_assets.monitoring.refresh`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_assets
+
+from crm_assets.conventions import OWNERS, POSTGRES_KEY, Group, raw_key, raw_lineage, raw_schema, raw_table_owners, silver_key
+from crm_assets.monitoring.refresh import REFRESH_JOB, business_date
+from crm_resources.contracts import contracts
+from crm_resources.contracts.derive_postgres import raw_tables
+from crm_resources.dagster_resources import SettingsResource
+from crm_resources.settings import REPOSITORY
+
+DBT_PROJECT = REPOSITORY / "dbt"
+DBT_MANIFEST = DBT_PROJECT / "manifest.json"
+
+
+def raw_specs() -> list[dg.AssetSpec]:
+    """One spec per raw table, child tables included."""
+    return [
+        dg.AssetSpec(
+            raw_key(table.name),
+            deps=[silver_key(contract.plural), POSTGRES_KEY],
+            description=f"{table.description} Loaded from silver by Delta version, exactly once.",
+            group_name=Group.WAREHOUSE,
+            kinds={"postgres", "arrow"},
+            owners=OWNERS,
+            skippable=True,
+            metadata={"dagster/column_schema": raw_schema(table), "dagster/table_name": f"raw.{table.name}"},
+        )
+        for contract in contracts()
+        for table in raw_tables(contract)
+    ]
+
+
+def schema_check_specs() -> list[dg.AssetCheckSpec]:
+    """A blocking check per raw table: the database's columns are the contract's."""
+    return [
+        dg.AssetCheckSpec(
+            "columns_match_contract",
+            asset=raw_key(name),
+            blocking=True,
+            description="Column names and types in PostgreSQL are those derived from the contract.",
+        )
+        for name in raw_table_owners()
+    ]
+
+
+@dg.multi_asset(
+    name="load_raw",
+    specs=raw_specs(),
+    check_specs=schema_check_specs(),
+    can_subset=True,
+)
+def load_raw(context: dg.AssetExecutionContext, settings: SettingsResource) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    """Load what silver has gained since the bookmark, one transaction per entity."""
+    from crm_assets.warehouse.load import load_entity
+
+    from crm_resources import warehouse
+
+    loaded = settings.load()
+    warehouse.prepare(loaded)
+    selected = context.selected_asset_keys
+    for contract in contracts():
+        tables = raw_tables(contract)
+        if not any(raw_key(t.name) in selected for t in tables):
+            continue
+        result = load_entity(loaded, contract)
+        context.log.info("%s: %s", contract.plural, result)
+        for table in tables:
+            if raw_key(table.name) not in selected:
+                continue
+            expected = {c.name: c.data_type for c in warehouse.expected_columns(table)}
+            actual = {c.name: c.data_type for c in warehouse.actual_columns(loaded, "raw", table.name)}
+            yield dg.MaterializeResult(
+                asset_key=raw_key(table.name),
+                metadata={
+                    "dagster/row_count": warehouse.count_rows(loaded, "raw", table.name),
+                    "dagster/column_lineage": raw_lineage(contract, table),
+                    "rows_read": result.rows_read,
+                    "rows_inserted": result.rows_inserted,
+                    "delta_version": result.version if result.version is not None else -1,
+                    "seconds": result.seconds,
+                },
+                check_results=[
+                    dg.AssetCheckResult(
+                        asset_key=raw_key(table.name),
+                        check_name="columns_match_contract",
+                        passed=expected == actual,
+                        metadata={"expected": expected, "actual": actual},
+                    )
+                ],
+            )
+
+
+class ModelTranslator(DagsterDbtTranslator):
+    """dbt models as assets: key by layer and name, grouped, owned, with their columns."""
+
+    def get_asset_spec(self, manifest: Mapping[str, Any], unique_id: str, project: DbtProject | None) -> dg.AssetSpec:
+        """The default spec with the house's key, group and owners."""
+        spec = super().get_asset_spec(manifest, unique_id, project)
+        node = manifest["nodes"].get(unique_id) or manifest["sources"][unique_id]
+        if node["resource_type"] == "source":
+            return spec
+        layer = node["fqn"][1] if node["resource_type"] == "model" else "seeds"
+        return spec.replace_attributes(
+            key=dg.AssetKey([layer, node["name"]]),
+            group_name=Group.MARTS if layer == "marts" else Group.WAREHOUSE,
+            owners=OWNERS,
+        )
+
+
+def dbt_assets_definition() -> list[dg.AssetsDefinition]:
+    """The dbt project's models, seeds and tests as one multi-asset, from the manifest kept in the repository."""
+
+    @dbt_assets(manifest=DBT_MANIFEST, dagster_dbt_translator=ModelTranslator(), name="dbt_models")
+    def dbt_models(context: dg.AssetExecutionContext, settings: SettingsResource, dbt: DbtCliResource) -> Iterator[Any]:
+        from crm_resources import warehouse
+
+        loaded = settings.load()
+        started = datetime.now(UTC)
+        with environment(warehouse.dbt_environment(loaded)):
+            yield from dbt.cli(["build"], context=context).stream().fetch_column_metadata()
+        warehouse.record_refresh(
+            loaded, started_at=started, finished_at=datetime.now(UTC), as_of=business_date(started, loaded.business_timezone, loaded.as_of)
+        )
+
+    return [dbt_models]
+
+
+def dbt_resource() -> DbtCliResource:
+    """Run dbt as a command; which database it talks to comes with the environment of each run."""
+    return DbtCliResource(project_dir=os.fspath(DBT_PROJECT), profiles_dir=os.fspath(DBT_PROJECT))
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the processes started inside the block; a run is a process of its own, so nobody else sees them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+refresh_job = dg.define_asset_job(
+    REFRESH_JOB,
+    selection=dg.AssetSelection.assets(*[spec.key for spec in raw_specs()])
+    | dg.AssetSelection.key_prefixes(["staging"], ["intermediate"], ["marts"], ["seeds"]),
+    executor_def=dg.in_process_executor,
+    description="Loads what is new in silver and runs dbt over it, in one process.",
+)

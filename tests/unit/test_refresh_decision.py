@@ -1,0 +1,68 @@
+"""The refresh sensor's decision: when it asks for a run, when it waits, and what it says."""
+
+from datetime import UTC, date, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crm_assets.monitoring.refresh import FIRST_BACK_OFF, LONGEST_BACK_OFF, RefreshState, back_off, business_date, decide_refresh
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def state(**changes) -> RefreshState:
+    base = {
+        "versions": {"orders": 3},
+        "bookmarks": {"orders": 3},
+        "in_flight": False,
+        "failures": 0,
+        "last_failure_at": None,
+        "marts_as_of": NOW.date(),
+        "business_date": NOW.date(),
+    }
+    return RefreshState(**{**base, **changes})
+
+
+def test_nothing_new_means_no_run():
+    assert not decide_refresh(state(), NOW).refresh
+
+
+def test_a_new_silver_version_asks_for_a_run_and_names_the_table():
+    decision = decide_refresh(state(versions={"orders": 4}), NOW)
+    assert decision.refresh
+    assert "orders" in decision.reason
+
+
+def test_version_zero_is_new_to_an_empty_warehouse():
+    assert decide_refresh(state(versions={"orders": 0}, bookmarks={}), NOW).refresh
+
+
+def test_one_refresh_at_a_time():
+    assert not decide_refresh(state(versions={"orders": 4}, in_flight=True), NOW).refresh
+
+
+def test_the_turn_of_the_business_date_ages_everybody():
+    decision = decide_refresh(state(marts_as_of=NOW.date() - timedelta(days=1)), NOW)
+    assert decision.refresh
+
+
+def test_an_empty_lake_never_refreshes():
+    assert not decide_refresh(state(versions={}, bookmarks={}, marts_as_of=None), NOW).refresh
+
+
+def test_failures_back_off_and_then_try_again():
+    failing = state(versions={"orders": 4}, failures=3, last_failure_at=NOW)
+    assert not decide_refresh(failing, NOW + timedelta(seconds=79)).refresh
+    assert decide_refresh(failing, NOW + timedelta(seconds=80)).refresh
+
+
+@given(st.integers(min_value=1, max_value=60))
+def test_back_off_grows_and_is_bounded(failures):
+    assert FIRST_BACK_OFF <= back_off(failures) <= LONGEST_BACK_OFF
+    assert back_off(failures) <= back_off(failures + 1)
+
+
+def test_business_date_is_the_shop_s_day_not_utc_s():
+    just_past_midnight_in_seoul = datetime(2026, 3, 1, 15, 30, tzinfo=UTC)
+    assert business_date(just_past_midnight_in_seoul, "Asia/Seoul", None) == date(2026, 3, 2)
+    assert business_date(just_past_midnight_in_seoul, "Asia/Seoul", date(2011, 12, 10)) == date(2011, 12, 10)
