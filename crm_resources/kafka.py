@@ -70,6 +70,15 @@ class TopicSpec:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """Who answers: the cluster's id, its brokers as `host:port`, and how many topics it holds."""
+
+    cluster_id: str
+    brokers: tuple[str, ...]
+    topics: int
+
+
+@dataclass(frozen=True)
 class ObservedTopic:
     """What the cluster says of one topic; `config` holds at least the keys a specification declares."""
 
@@ -212,15 +221,14 @@ def observe(settings: Settings, names: Sequence[str] | None = None, *, wait_seco
     Raises:
         KafkaUnavailableError: no broker answered in time.
     """
-    from confluent_kafka.admin import ConfigResource, ResourceType
-
+    api = _admin_api()
     wanted = list(names) if names is not None else [spec.name for spec in topic_specs(settings)]
     client = admin(settings)
     metadata = _metadata(client, settings, wait_seconds)
     present = [name for name in wanted if name in metadata.topics]
     if not present:
         return {}
-    resources = [ConfigResource(ResourceType.TOPIC, name) for name in present]
+    resources = [api.ConfigResource(api.ResourceType.TOPIC, name) for name in present]
     configs: dict[str, dict[str, str]] = {}
     for resource, future in client.describe_configs(resources, request_timeout=10).items():
         configs[resource.name] = {
@@ -241,16 +249,17 @@ def apply(settings: Settings, changes: TopicPlan) -> None:
         TopicError: the plan holds a blocked change, or the cluster refused one; nothing is applied in the first case.
     """
     from confluent_kafka import KafkaError
-    from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, NewTopic, ResourceType
 
     if changes.blocked:
         raise TopicError(
             "topics cannot be brought to their declaration:\n" + "\n".join(f"- {b.topic} {b.reason}; {b.remedy}" for b in changes.blocked)
         )
+    api = _admin_api()
     client = admin(settings)
     if changes.create:
         topics = [
-            NewTopic(s.name, num_partitions=s.partitions, replication_factor=s.replication_factor, config=s.config) for s in changes.create
+            api.NewTopic(s.name, num_partitions=s.partitions, replication_factor=s.replication_factor, config=s.config)
+            for s in changes.create
         ]
         for name, future in client.create_topics(topics, operation_timeout=30, request_timeout=40).items():
             # Another run may have created it since the plan was made; the verification that follows compares it.
@@ -260,17 +269,19 @@ def apply(settings: Settings, changes: TopicPlan) -> None:
         for change in changes.alter:
             by_topic.setdefault(change.topic, []).append(change)
         resources = [
-            ConfigResource(
-                ResourceType.TOPIC,
+            api.ConfigResource(
+                api.ResourceType.TOPIC,
                 topic,
-                incremental_configs=[ConfigEntry(c.key, c.desired, incremental_operation=AlterConfigOpType.SET) for c in wanted],
+                incremental_configs=[api.ConfigEntry(c.key, c.desired, incremental_operation=api.AlterConfigOpType.SET) for c in wanted],
             )
             for topic, wanted in by_topic.items()
         ]
         for resource, future in client.incremental_alter_configs(resources, request_timeout=40).items():
             _result(future, f"alter the configuration of topic {resource.name}")
     if changes.grow:
-        for name, future in client.create_partitions([NewPartitions(g.topic, g.desired) for g in changes.grow], request_timeout=40).items():
+        for name, future in client.create_partitions(
+            [api.NewPartitions(g.topic, g.desired) for g in changes.grow], request_timeout=40
+        ).items():
             _result(future, f"add partitions to topic {name}")
 
 
@@ -314,6 +325,17 @@ def ensure(settings: Settings, specs: Sequence[TopicSpec] | None = None) -> Topi
     return changes
 
 
+def describe_cluster(settings: Settings, *, wait_seconds: float = 20) -> Cluster:
+    """Ask the cluster who it is.
+
+    Raises:
+        KafkaUnavailableError: no broker answered.
+    """
+    metadata = _metadata(admin(settings), settings, wait_seconds)
+    brokers = tuple(f"{b.host}:{b.port}" for b in metadata.brokers.values())
+    return Cluster(metadata.cluster_id, brokers, len(metadata.topics))
+
+
 def offsets(settings: Settings, topic: str, *, wait_seconds: float = 20) -> dict[int, tuple[int, int]]:
     """First and next offset of each partition: `{partition: (low, high)}`; `high - low` records can be read.
 
@@ -322,15 +344,14 @@ def offsets(settings: Settings, topic: str, *, wait_seconds: float = 20) -> dict
         TopicError: there is no such topic.
     """
     from confluent_kafka import TopicPartition
-    from confluent_kafka.admin import OffsetSpec
 
     client = admin(settings)
     metadata = _metadata(client, settings, wait_seconds)
     if topic not in metadata.topics:
-        raise TopicError(f"Kafka at {settings.kafka_bootstrap} has no topic {topic}; materialize the assets of the group `topics` first")
+        raise TopicError(f"Kafka at {settings.kafka_bootstrap} has no topic {topic}; materialize the assets of the group `ingestion` first")
     partitions = sorted(metadata.topics[topic].partitions)
     found: list[dict[int, int]] = []
-    for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):
+    for spec in (_admin_api().OffsetSpec.earliest(), _admin_api().OffsetSpec.latest()):
         futures = client.list_offsets({TopicPartition(topic, p): spec for p in partitions}, request_timeout=10)
         found.append({tp.partition: int(_result(future, f"read the offsets of {topic}").offset) for tp, future in futures.items()})
     low, high = found
@@ -350,7 +371,7 @@ def require_topics(settings: Settings, plurals: Iterable[str], *, wait_seconds: 
     if absent:
         raise TopicError(
             f"Kafka at {settings.kafka_bootstrap} has no topic {', '.join(absent)}; "
-            f"materialize the assets of the group `topics` for CRM_ENV={settings.env} first"
+            f"materialize the assets of the group `ingestion` for CRM_ENV={settings.env} first"
         )
 
 
@@ -401,6 +422,12 @@ def consumer(settings: Settings, group: str, overrides: Mapping[str, Any] | None
         "fetch.message.max.bytes": MAX_TOPIC_MESSAGE_BYTES,
     }
     return Consumer(config | dict(overrides or {}), logger=log)
+
+
+def _admin_api() -> Any:  # noqa: ANN401 -- the module's names are not exported in a way a type checker can follow
+    import confluent_kafka.admin
+
+    return confluent_kafka.admin
 
 
 def _common(settings: Settings) -> dict[str, Any]:

@@ -24,9 +24,7 @@ def kafka_cluster(settings: SettingsResource) -> dg.MaterializeResult[None]:
     from crm_resources.kafka import describe_cluster
 
     cluster = describe_cluster(settings.load())
-    return dg.MaterializeResult(
-        metadata={"cluster_id": cluster.cluster_id, "brokers": cluster.brokers, "bootstrap": cluster.bootstrap, "topics": cluster.topics}
-    )
+    return dg.MaterializeResult(metadata={"cluster_id": cluster.cluster_id, "brokers": list(cluster.brokers), "topics": cluster.topics})
 
 
 @dg.asset(

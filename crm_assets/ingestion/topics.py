@@ -35,18 +35,13 @@ def topic_asset(contract: Contract) -> dg.AssetsDefinition:
 
         loaded = settings.load()
         spec = next(s for s in kafka.topic_specs(loaded) if s.plural == contract.plural)
-        plan = kafka.plan([spec], kafka.observe(loaded, [spec.name]))
-        kafka.apply(loaded, plan)
+        applied = kafka.ensure(loaded, [spec])
         left = kafka.plan([spec], kafka.observe(loaded, [spec.name]))
-        context.log.info("plan for %s: %s", spec.name, plan.describe() or "nothing to change")
+        context.log.info("%s: %s", spec.name, "; ".join(applied.describe()) or "nothing to change")
         yield dg.MaterializeResult(
-            metadata={
-                "topic": spec.name,
-                "declared": {k: v for k, v in asdict(spec).items() if v is not None},
-                "changes": plan.describe() or "none",
-            },
+            metadata={"topic": spec.name, "declared": asdict(spec), "changes": applied.describe()},
             check_results=[
-                dg.AssetCheckResult(check_name="no_drift", passed=left.is_empty, metadata={"drift": left.describe() or "none"}),
+                dg.AssetCheckResult(check_name="no_drift", passed=left.is_empty, metadata={"drift": left.describe()}),
             ],
         )
 
@@ -74,8 +69,8 @@ def topic_sensor() -> dg.SensorDefinition:
         observed = kafka.observe(loaded, [s.name for s in specs])
         events: list[dg.AssetObservation | dg.AssetCheckEvaluation] = []
         for spec in specs:
-            drift = kafka.plan([spec], [t for t in observed if t.name == spec.name])
-            ends = kafka.offsets(loaded, spec.name) if any(t.name == spec.name for t in observed) else {}
+            drift = kafka.plan([spec], observed)
+            ends = kafka.offsets(loaded, spec.name) if spec.name in observed else {}
             now = json.dumps({"ends": {p: high for p, (_, high) in sorted(ends.items())}, "drift": drift.describe()})
             if seen.get(spec.name) == now:
                 continue
@@ -96,7 +91,7 @@ def topic_sensor() -> dg.SensorDefinition:
                     asset_key=key,
                     check_name="no_drift",
                     passed=drift.is_empty,
-                    metadata={"drift": dg.MetadataValue.text(drift.describe() or "none")},
+                    metadata={"drift": dg.MetadataValue.json(drift.describe())},
                 )
             )
         if not events:
