@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from crm_resources.settings import Settings, load_settings
+from crm_resources.settings_docs import README, with_table
 
 
 def test_defaults_work_with_an_empty_environment(tmp_path: Path):
@@ -48,3 +49,8 @@ def test_the_password_in_a_dsn_is_never_printed(tmp_path: Path):
 
 def test_each_setting_is_described():
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_the_readme_s_table_of_settings_is_not_stale():
+    text = README.read_text()
+    assert with_table(text) == text, "run `make contracts` and commit README.md"
