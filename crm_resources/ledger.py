@@ -177,7 +177,7 @@ class LedgerWriter:
         names = self._schema.names
         arrays = [pa.array([self.run_id] * count, self._schema.field("run_id").type)]
         arrays += [pa.array(column, self._schema.field(name).type) for name, column in zip(names[1:], self._columns, strict=True)]
-        refused = sum(self._columns[-1])
+        refused = sum(value is True for value in self._columns[-1])
         try:
             self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
             os.fsync(self._file.fileno())
