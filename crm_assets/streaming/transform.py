@@ -1,0 +1,448 @@
+"""What a raw record is: a typed row of its entity, or a dead letter with a reason. Pure DataFrame code, no I/O, no state.
+
+Everything is derived from the contracts. `screen` is quick and says *surely good* or *look closer*; `classify` is thorough
+and names the reason. What `screen` passes, `classify` passes: the refine step runs the second on the few rows the first
+did not pass. Not here: duplicates (`history`), reading and writing (`refine`).
+
+A message is accepted when the contract's pydantic model accepts it in strict mode, and besides
+
+- fields the contract does not know are ignored, so that a producer may be newer than the stream;
+- `entity_key` repeats the entity's key field; the event time is not too far in the future;
+- times are spelled `2011-12-09T12:50:00.000000Z` (fraction optional, or an offset such as `+01:00`), money without exponent;
+- text holds no NUL character, which PostgreSQL cannot store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING
+
+from crm_resources.contracts import Column, ColumnType, Contract, Reason
+from crm_resources.contracts.derive_spark import silver_type, wire_type
+from crm_resources.contracts.entities import ENTITY_KEY_FIELDS, SCHEMA_VERSION
+from crm_resources.contracts.model import MAX_MESSAGE_BYTES
+from crm_resources.layout import COORDINATES, PAYLOAD_HASH
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column as SparkColumn
+    from pyspark.sql import DataFrame
+
+KNOWN_SCHEMA_VERSIONS = (SCHEMA_VERSION,)
+
+TIME_PATTERN = r"^(?!0000)\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?(?:Z|[+-]\d{2}:\d{2})\z"
+
+MONEY_PATTERN = r"^[+-]?(?:\d+(?:\.\d*)?|\.\d+)\z"
+
+MAX_NESTING = 200
+"""Depth of JSON that is read; pydantic's own limit is near it, and no contract needs more than four."""
+
+OK = "_ok"
+REASON = "reason"
+DETAIL = "detail"
+RAW = ("kafka_key", "value")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the contracts do not say.
+
+    Args:
+        future_tolerance_seconds: how far an event time may lie after the record's arrival in bronze.
+        max_message_bytes: largest value that is read.
+    """
+
+    future_tolerance_seconds: int = 86_400
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+
+
+def screen(records: DataFrame, contract: Contract, limits: Limits) -> DataFrame:
+    """Type the records of one topic, quickly.
+
+    Args:
+        records: rows with bronze's columns, all of the topic that belongs to `contract`.
+        contract: what the records should be.
+        limits: see `Limits`.
+
+    Returns:
+        The silver columns of the contract, `_ok` (never null: true when the row is surely good), and `kafka_key` and
+        `value`, which are null where `_ok`. Columns of a row that is not ok may hold anything.
+    """
+    from pyspark.sql import functions as F
+
+    parsed = _parse(records, contract, limits)
+    m = F.col("m")
+    conditions = [
+        F.col("value").isNotNull(),
+        F.octet_length("value") <= limits.max_message_bytes,
+        F.col("j._corrupt").isNull(),
+        F.col("j.z") == 1,
+        F.size("j.r") == 1,
+        ~F.coalesce(F.col("text").rlike(_suspicious_text(contract)), F.lit(True)),
+        m["entity"] == contract.entity,
+        m["schema_version"].isin(*KNOWN_SCHEMA_VERSIONS),
+        m["entity_key"] == F.coalesce(*(m[name] for name in ENTITY_KEY_FIELDS[contract.entity])),
+        *(_value_ok(m[c.name], c, typed=F.col(c.name)) for c in contract.columns),
+        *_entity_rules(contract),
+        ~_is_future(limits),
+    ]
+    ok = F.coalesce(reduce(lambda a, b: a & b, conditions), F.lit(False))
+    typed = parsed.select("*", *_typed_columns(contract)).select(*(c.name for c in contract.columns), *_kept(), *RAW, ok.alias(OK))
+    raw = [F.when(~F.col(OK), F.col(name)).alias(name) for name in RAW]
+    return typed.select(*_silver_names(contract), OK, *raw)
+
+
+def classify(records: DataFrame, contract: Contract, limits: Limits) -> DataFrame:
+    """Type the records of one topic, or say what is wrong with them.
+
+    Args:
+        records: rows with bronze's columns, all of the topic that belongs to `contract`.
+        contract: what the records should be.
+        limits: see `Limits`.
+
+    Returns:
+        The silver columns of the contract, `kafka_key`, `value`, and `reason` and `detail`, null where the row is good.
+    """
+    from pyspark.sql import functions as F
+
+    parsed = _parse(records, contract, limits).withColumn("p", F.try_parse_json("wrapped"))
+    typed = parsed.select("*", *_typed_columns(contract))
+    rules = [
+        F.when(rule.broken, F.struct(F.lit(str(rule.reason)).alias(REASON), rule.detail.alias(DETAIL))) for rule in _rules(contract, limits)
+    ]
+    judged = typed.select(*_silver_names(contract), *RAW, F.coalesce(*rules).alias("verdict"))
+    return judged.select(*_silver_names(contract), *RAW, F.col(f"verdict.{REASON}"), F.col(f"verdict.{DETAIL}"))
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A condition that makes a dead letter; null counts as false."""
+
+    reason: Reason
+    broken: SparkColumn
+    detail: SparkColumn
+
+
+def _parse(records: DataFrame, contract: Contract, limits: Limits) -> DataFrame:
+    """Add `text` (null when unreadable), `wrapped`, `j` (parsed wrapper), `m` (the message) and the payload's hash.
+
+    Spark's parser stops after the first value and would accept what trails behind it, so the value is read as the one item
+    of an array inside a wrapper whose last field has to be reached.
+    """
+    from pyspark.sql import functions as F
+    from pyspark.sql import types as t
+
+    wrapper = t.StructType(
+        [
+            t.StructField("r", t.ArrayType(wire_type(contract.columns))),
+            t.StructField("z", t.IntegerType()),
+            t.StructField("_corrupt", t.StringType()),
+        ]
+    )
+    options = {
+        "mode": "PERMISSIVE",
+        "columnNameOfCorruptRecord": "_corrupt",
+        "allowSingleQuotes": "false",
+        "allowNonNumericNumbers": "false",
+        "maxNestingDepth": str(MAX_NESTING),
+    }
+    as_text = F.col("value").cast("string")
+    readable = (F.octet_length("value") <= limits.max_message_bytes) & F.is_valid_utf8(as_text)
+    return (
+        records.withColumn("text", F.when(readable, as_text))
+        .withColumn("wrapped", F.concat(F.lit('{"r":['), F.col("text"), F.lit('],"z":1}')))
+        .withColumn("j", F.from_json("wrapped", wrapper, options))
+        .withColumn("m", F.get("j.r", F.lit(0)))
+        .withColumn(PAYLOAD_HASH.name, F.xxhash64("value"))
+    )
+
+
+def _typed_columns(contract: Contract) -> list[SparkColumn]:
+    """Silver's form of each field of `m`; null where the spelling is wrong."""
+    from pyspark.sql import functions as F
+
+    types = {field.name: field.dataType for field in silver_type(contract.columns).fields}
+    lax = (ColumnType.DECIMAL, ColumnType.TIMESTAMP, ColumnType.LIST)
+    return [(F.col("m")[c.name].try_cast(types[c.name]) if c.type in lax else F.col("m")[c.name]).alias(c.name) for c in contract.columns]
+
+
+def _kept() -> tuple[str, ...]:
+    return (PAYLOAD_HASH.name, *(c.name for c in COORDINATES))
+
+
+def _silver_names(contract: Contract) -> tuple[str, ...]:
+    return (*(c.name for c in contract.columns), *_kept())
+
+
+def _value_ok(wire: SparkColumn, column: Column, typed: SparkColumn | None = None) -> SparkColumn:
+    """Whether a field of the wire form satisfies its contract; never null.
+
+    Args:
+        wire: the field as read.
+        column: its contract.
+        typed: its silver form, where it has been computed already.
+    """
+    from pyspark.sql import functions as F
+
+    tests: list[SparkColumn] = [_spelling_ok(wire, column)]
+    if column.type is ColumnType.TIMESTAMP:
+        tests.append((wire.try_cast("timestamp") if typed is None else typed).isNotNull())
+    elif column.type is ColumnType.DECIMAL:
+        tests.append(wire.rlike(_decimal_pattern(column)))
+    elif column.type is ColumnType.LIST:
+        tests.append(F.forall(wire, lambda item: item.isNotNull() & _all(_value_ok(item[c.name], c) for c in column.items)))
+    return F.coalesce(_all(tests), F.lit(column.nullable))
+
+
+def _spelling_ok(wire: SparkColumn, column: Column) -> SparkColumn:
+    """Everything about a field but the number of digits of money; null when the field is null."""
+    from pyspark.sql import functions as F
+
+    tests: list[SparkColumn] = []
+    match column.type:
+        case ColumnType.STRING if column.allowed is not None:
+            tests.append(wire.isin(*column.allowed))
+        case ColumnType.STRING:
+            if column.pattern is not None:
+                tests.append(wire.rlike(_java_pattern(column.pattern)))
+            elif column.min_length:
+                tests.append(F.char_length(wire) >= column.min_length)
+            if column.max_length is not None:
+                tests.append(F.char_length(wire) <= column.max_length)
+        case ColumnType.INT | ColumnType.LONG:
+            lowest, highest = (-(2**31), 2**31 - 1) if column.type is ColumnType.INT else (-(2**63), 2**63 - 1)
+            if column.minimum is not None and column.minimum > lowest:
+                tests.append(wire >= column.minimum)
+            if column.maximum is not None and column.maximum < highest:
+                tests.append(wire <= column.maximum)
+        case ColumnType.DECIMAL:
+            tests.append(wire.rlike(MONEY_PATTERN))
+        case ColumnType.TIMESTAMP:
+            tests.append(wire.rlike(TIME_PATTERN))
+        case ColumnType.LIST:
+            if column.min_length:
+                tests.append(F.size(wire) >= column.min_length)
+            if column.max_length is not None:
+                tests.append(F.size(wire) <= column.max_length)
+        case ColumnType.BOOLEAN:
+            pass
+    return _all(tests) if tests else F.when(wire.isNotNull(), F.lit(True))
+
+
+def _rules(contract: Contract, limits: Limits) -> list[_Rule]:
+    """All rules of a contract in the order of `Reason`."""
+    from pyspark.sql import functions as F
+
+    m, value, text = F.col("m"), F.col("value"), F.col("text")
+    unescaped = F.regexp_replace(text, r"\\\\", "")
+    bad_type = F.col("j._corrupt").isNotNull()
+    corrupt = (
+        F.col("j.z").isNull()
+        | (F.coalesce(F.size("j.r"), F.lit(-1)) != 1)
+        | m.isNull()
+        | F.col("p").isNull()
+        | F.coalesce(unescaped.rlike(_LONE_SURROGATE), F.lit(False))
+    )
+    rules = [
+        _Rule(Reason.NULL_VALUE, value.isNull(), F.lit(None).cast("string")),
+        _Rule(
+            Reason.OVERSIZED,
+            F.octet_length(value) > limits.max_message_bytes,
+            F.concat(F.octet_length(value).cast("string"), F.lit(f" bytes, at most {limits.max_message_bytes} are read")),
+        ),
+        _Rule(Reason.INVALID_UTF8, text.isNull(), F.lit(None).cast("string")),
+        _Rule(Reason.CORRUPT_JSON, corrupt, F.concat(F.lit("begins with: "), F.left(text, F.lit(80)))),
+        _Rule(
+            Reason.UNKNOWN_ENTITY,
+            m["entity"] != contract.entity,
+            F.concat(F.lit("entity is "), F.left(m["entity"], F.lit(80)), F.lit(f", its topic holds {contract.entity}")),
+        ),
+        _Rule(
+            Reason.UNKNOWN_SCHEMA_VERSION,
+            ~m["schema_version"].isin(*KNOWN_SCHEMA_VERSIONS),
+            F.concat(F.lit("schema_version is "), m["schema_version"].cast("string")),
+        ),
+    ]
+    for c in contract.columns:
+        if not c.nullable:
+            rules.append(_Rule(Reason.MISSING_FIELD, m[c.name].isNull() & ~_present(c.name), F.lit(c.name)))
+        rules.extend(
+            _Rule(Reason.MISSING_FIELD, ~bad_type & F.exists(m[c.name], lambda x, i=i: x[i.name].isNull()), F.lit(f"{c.name}.{i.name}"))
+            for i in c.items
+            if not i.nullable
+        )
+    rules.extend(_Rule(Reason.INVALID_FIELD, _badly_typed(c), F.lit(f"{c.name}: not a JSON {_json_type(c)}")) for c in contract.columns)
+    rules.append(_Rule(Reason.INVALID_FIELD, bad_type, F.lit("an item of a list has a field of the wrong type")))
+    rules.extend(
+        _Rule(Reason.INVALID_FIELD, text.rlike(_not_a_string([i.name])), F.lit(f"{c.name}.{i.name}: not a JSON string"))
+        for c in contract.columns
+        for i in c.items
+        if _reads_anything(i)
+    )
+    rules.append(_Rule(Reason.INVALID_FIELD, unescaped.contains("\\u0000"), F.lit("a text holds the NUL character")))
+    rules.extend(_field_rules(contract.columns, m))
+    rules.append(
+        _Rule(
+            Reason.INVALID_FIELD,
+            m["entity_key"] != F.coalesce(*(m[name] for name in ENTITY_KEY_FIELDS[contract.entity])),
+            F.lit(f"entity_key: not the record's {' or '.join(ENTITY_KEY_FIELDS[contract.entity])}"),
+        )
+    )
+    rules.extend(_Rule(Reason.AMOUNT_MISMATCH, ~rule, _amount_detail()) for rule in _entity_rules(contract))
+    rules.append(
+        _Rule(
+            Reason.FUTURE_EVENT,
+            _is_future(limits),
+            F.concat(F.lit("event_time is "), m["event_time"], F.lit(", the record arrived "), F.col("ingested_at").cast("string")),
+        )
+    )
+    order = list(Reason)
+    return sorted(rules, key=lambda rule: order.index(rule.reason))
+
+
+def _field_rules(columns: Iterable[Column], parent: SparkColumn) -> list[_Rule]:
+    """Rules about the values of fields that are there and of the right JSON type."""
+    from pyspark.sql import functions as F
+
+    rules: list[_Rule] = []
+    for c in columns:
+        wire, name = parent[c.name], c.name
+        spelled = _spelling_ok(wire, c)
+        if c.type is ColumnType.TIMESTAMP:
+            spelled = spelled & wire.try_cast("timestamp").isNotNull()
+        rules.append(_Rule(Reason.INVALID_FIELD, ~spelled, _shown(name, wire, c)))
+        if c.type is ColumnType.DECIMAL:
+            rules.append(_Rule(Reason.TOO_MANY_DECIMALS, ~wire.rlike(_decimal_pattern(c)), _shown(name, wire, c)))
+        if c.type is ColumnType.LIST:
+            rules.append(_Rule(Reason.INVALID_FIELD, F.exists(wire, lambda x: x.isNull()), F.lit(f"{name}: an item is null")))
+            rules.extend(_item_rule(c, i) for i in c.items)
+            rules.extend(_item_decimals_rule(c, i) for i in c.items if i.type is ColumnType.DECIMAL)
+    return rules
+
+
+def _item_rule(column: Column, item: Column) -> _Rule:
+    from pyspark.sql import functions as F
+
+    def broken(x: SparkColumn) -> SparkColumn:
+        spelled = _spelling_ok(x[item.name], item)
+        if item.type is ColumnType.TIMESTAMP:
+            spelled = spelled & x[item.name].try_cast("timestamp").isNotNull()
+        return F.coalesce(~spelled, F.lit(False))
+
+    return _Rule(Reason.INVALID_FIELD, F.exists(F.col("m")[column.name], broken), F.lit(f"{column.name}.{item.name}"))
+
+
+def _item_decimals_rule(column: Column, item: Column) -> _Rule:
+    from pyspark.sql import functions as F
+
+    def broken(x: SparkColumn) -> SparkColumn:
+        return F.coalesce(~x[item.name].rlike(_decimal_pattern(item)), F.lit(False))
+
+    return _Rule(Reason.TOO_MANY_DECIMALS, F.exists(F.col("m")[column.name], broken), F.lit(f"{column.name}.{item.name}"))
+
+
+def _shown(name: str, wire: SparkColumn, column: Column) -> SparkColumn:
+    """Detail that names a field and, where it is short text, what it holds."""
+    from pyspark.sql import functions as F
+
+    return F.lit(name) if column.type is ColumnType.LIST else F.concat(F.lit(f"{name}: "), F.left(wire.cast("string"), F.lit(80)))
+
+
+def _present(name: str) -> SparkColumn:
+    """Whether the JSON object has a field that is not null."""
+    from pyspark.sql import functions as F
+
+    found = F.try_variant_get("p", f"$.r[0].{name}", "variant")
+    return F.coalesce(~F.is_variant_null(found), F.lit(False))
+
+
+def _badly_typed(column: Column) -> SparkColumn:
+    """Whether a field is there with a JSON type that is not the contract's."""
+    from pyspark.sql import functions as F
+
+    mismatch = F.col("m")[column.name].isNull() & _present(column.name)
+    if not _reads_anything(column):
+        return mismatch
+    found = F.try_variant_get("p", f"$.r[0].{column.name}", "variant")
+    return mismatch | (_present(column.name) & (F.schema_of_variant(found) != "STRING"))
+
+
+def _reads_anything(column: Column) -> bool:
+    """Whether Spark's parser takes any JSON value for the field and no later test would tell: it reads 17 as the text "17"."""
+    return column.type is ColumnType.STRING and column.allowed is None
+
+
+def _json_type(column: Column) -> str:
+    match column.type:
+        case ColumnType.INT | ColumnType.LONG:
+            return "integer"
+        case ColumnType.BOOLEAN:
+            return "boolean"
+        case ColumnType.LIST:
+            return "array of objects"
+        case _:
+            return "string"
+
+
+def _suspicious_text(contract: Contract) -> str:
+    """Pattern of texts that need a closer look: a string field that is no string, or an escape of NUL or of a surrogate."""
+    names = [c.name for c in contract.columns if _reads_anything(c)]
+    names += [i.name for c in contract.columns for i in c.items if _reads_anything(i)]
+    return _not_a_string(sorted(set(names))) + r"|\\u(?:0000|[dD][89a-fA-F])"
+
+
+def _not_a_string(names: list[str]) -> str:
+    return rf'"(?:{"|".join(names)})"\s*:\s*[^"\sn]'
+
+
+_LONE_SURROGATE = (
+    r"\\u[dD][89aAbB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})" r"|(?<!\\u[dD][89aAbB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+
+
+def _decimal_pattern(column: Column) -> str:
+    """Numbers that fit the column exactly: zeros in front and behind do not count, as pydantic counts."""
+    scale = column.scale or 0
+    whole = (column.precision or 38) - scale
+    return rf"^[+-]?(?:0*\d{{1,{whole}}}(?:\.\d{{0,{scale}}}0*)?|\.\d{{1,{scale}}}0*)\z"
+
+
+def _java_pattern(pattern: str) -> str:
+    """A contract's pattern for Java, where `$` would also match before a last line feed."""
+    return pattern.removesuffix("$") + (r"\z" if pattern.endswith("$") else "")
+
+
+def _order_rules() -> list[SparkColumn]:
+    """The amount is the sum of quantity × unit price, exactly."""
+    from pyspark.sql import functions as F
+
+    zero = F.lit(0).cast("decimal(38,4)")
+    total = F.aggregate(F.col("lines"), zero, lambda sum_, x: (sum_ + x["quantity"] * x["unit_price"]).cast("decimal(38,4)"))
+    return [F.col("amount") == total]
+
+
+_ENTITY_RULES: dict[str, Callable[[], list[SparkColumn]]] = {"order": _order_rules}
+
+
+def _entity_rules(contract: Contract) -> list[SparkColumn]:
+    """Conditions between typed fields that hold for a good record of the entity."""
+    return _ENTITY_RULES.get(contract.entity, list)()
+
+
+def _amount_detail() -> SparkColumn:
+    from pyspark.sql import functions as F
+
+    return F.concat(F.lit("amount is "), F.col("amount").cast("string"), F.lit(", the lines sum to something else"))
+
+
+def _is_future(limits: Limits) -> SparkColumn:
+    """Compared with the time of capture, which is stored: a rebuild judges as the stream did."""
+    from pyspark.sql import functions as F
+
+    arrived = F.unix_micros("ingested_at") + F.lit(limits.future_tolerance_seconds * 1_000_000)
+    return F.unix_micros("event_time") > arrived
+
+
+def _all(tests: Iterable[SparkColumn]) -> SparkColumn:
+    return reduce(lambda a, b: a & b, tests)

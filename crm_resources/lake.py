@@ -1,0 +1,278 @@
+"""Reading the lake without Spark: versions, row counts, which files a version added, and columns of given files.
+
+Belongs here: what the warehouse load, the audit, the asset metadata and the check against history read. Not here: any write
+(the stream's driver is the only writer of its tables), or what is made of the rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crm_resources.settings import Settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from deltalake import DeltaTable
+    from pyarrow.fs import FileSystem
+
+
+class LakeError(RuntimeError):
+    """What stands in the lake is not what the reader's bookmark says; the message names the remedy."""
+
+
+class TableRecreated(LakeError):
+    """The table has another id than the bookmark: it was rebuilt or made anew, and its versions started over."""
+
+
+class VersionMissing(LakeError):
+    """A commit between bookmark and target is gone (log clean-up) or not there yet."""
+
+
+class RowsRemoved(LakeError):
+    """A commit took rows away, which an append-only reader cannot follow."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One data file of a table.
+
+    `path` is relative to the table, `version` the commit that added it (`None` when taken from a snapshot), `minimum` and
+    `maximum` hold the statistics of the indexed columns as the log spells them.
+    """
+
+    path: str
+    rows: int
+    size_bytes: int
+    version: int | None
+    partition: dict[str, str | None] = field(default_factory=dict)
+    minimum: dict[str, Any] = field(default_factory=dict)
+    maximum: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileChanges:
+    """Files that hold the rows added after `after_version` (all rows when `None`) up to and including `to_version`."""
+
+    table_id: str
+    after_version: int | None
+    to_version: int
+    files: tuple[DataFile, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows in all the files."""
+        return sum(f.rows for f in self.files)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one entry of a Delta log says, as far as the product reads it.
+
+    `rows_written` is the writer's own count, `None` where it gave none.
+    """
+
+    version: int
+    added: tuple[DataFile, ...]
+    removed: tuple[str, ...]
+    rows_written: int | None
+    transactions: dict[str, int]
+
+
+def open_table(settings: Settings, path: str) -> DeltaTable | None:
+    """Table at a path below the lake's root, `None` while it does not exist."""
+    from deltalake import DeltaTable
+
+    uri = settings.table_uri(path)
+    return DeltaTable(uri) if DeltaTable.is_deltatable(uri) else None
+
+
+def table_version(settings: Settings, path: str) -> int | None:
+    """Latest version, `None` while the table does not exist."""
+    table = open_table(settings, path)
+    return None if table is None else int(table.version())
+
+
+def table_id(settings: Settings, path: str) -> str | None:
+    """Id the table got when it was made; a rebuilt table has another one. `None` while it does not exist."""
+    table = open_table(settings, path)
+    return None if table is None else str(table.metadata().id)
+
+
+def row_count(settings: Settings, path: str) -> int:
+    """Rows of the latest version by the statistics of its files, 0 while the table does not exist."""
+    table = open_table(settings, path)
+    return 0 if table is None else sum(f.rows for f in files_of(table))
+
+
+def files_of(table: DeltaTable) -> list[DataFile]:
+    """Files of the version the table is open at."""
+    import pyarrow as pa
+
+    actions = pa.table(table.get_add_actions(flatten=False)).to_pylist()
+    return [
+        DataFile(
+            path=str(a["path"]),
+            rows=int(a.get("num_records") or 0),
+            size_bytes=int(a["size_bytes"]),
+            version=None,
+            partition={k: None if v is None else str(v) for k, v in (a.get("partition_values") or a.get("partition") or {}).items()},
+            minimum=dict(a.get("min") or {}),
+            maximum=dict(a.get("max") or {}),
+        )
+        for a in actions
+    ]
+
+
+def read_commit(settings: Settings, path: str, version: int) -> Commit | None:
+    """One commit of the table's log, `None` when there is no such file."""
+    from pyarrow.fs import FileType
+
+    filesystem = table_filesystem(settings, path)
+    name = f"_delta_log/{version:020d}.json"
+    if filesystem.get_file_info(name).type != FileType.File:
+        return None
+    with filesystem.open_input_file(name) as stream:
+        return parse_commit(version, stream.read().decode())
+
+
+def parse_commit(version: int, text: str) -> Commit:
+    """Read the actions of a commit; files and removals count only with `dataChange=true`."""
+    added: list[DataFile] = []
+    removed: list[str] = []
+    rows_written: int | None = None
+    transactions: dict[str, int] = {}
+    for line in text.splitlines():
+        action = json.loads(line) if line.strip() else {}
+        if (add := action.get("add")) and add.get("dataChange", True):
+            added.append(_data_file(add, version))
+        elif (remove := action.get("remove")) and remove.get("dataChange", True):
+            removed.append(str(remove["path"]))
+        elif txn := action.get("txn"):
+            transactions[txn["appId"]] = int(txn["version"])
+        elif info := action.get("commitInfo"):
+            count = (info.get("operationMetrics") or {}).get("numOutputRows")
+            rows_written = None if count is None else int(count)
+    return Commit(version, tuple(added), tuple(removed), rows_written, transactions)
+
+
+def added_files(
+    settings: Settings,
+    path: str,
+    after_version: int | None,
+    to_version: int | None = None,
+    expected_table_id: str | None = None,
+) -> FileChanges | None:
+    """Files a reader with a bookmark has to read to reach a version.
+
+    Args:
+        settings: where the lake is.
+        path: table below the lake's root.
+        after_version: bookmark, the last version already read; `None` reads the snapshot of `to_version` as a whole.
+        to_version: version to reach; the latest when omitted.
+        expected_table_id: id of the table at the bookmark.
+
+    Returns:
+        The changes (no files when nothing was added), or `None` while the table does not exist.
+
+    Raises:
+        TableRecreated: the table has another id than at the bookmark.
+        VersionMissing: a commit in the range is not there.
+        RowsRemoved: a commit in the range removed rows.
+    """
+    table = open_table(settings, path)
+    if table is None:
+        if after_version is not None:
+            raise TableRecreated(f"{settings.table_uri(path)} is gone, but version {after_version} of it was read before; {_RELOAD}")
+        return None
+    found_id, latest = str(table.metadata().id), int(table.version())
+    target = latest if to_version is None else to_version
+    if expected_table_id is not None and found_id != expected_table_id:
+        raise TableRecreated(f"{settings.table_uri(path)} is table {found_id}, the bookmark speaks of {expected_table_id}; {_RELOAD}")
+    if target > latest or (after_version is not None and after_version > latest):
+        raise VersionMissing(
+            f"{settings.table_uri(path)} is at version {latest}, but version {max(target, after_version or 0)} was asked for: "
+            f"the table was restored from an older copy; {_RELOAD}"
+        )
+    if after_version is None:
+        if target != latest:
+            table.load_as_version(target)
+        return FileChanges(found_id, None, target, tuple(files_of(table)))
+    files: list[DataFile] = []
+    for version in range(after_version + 1, target + 1):
+        commit = read_commit(settings, path, version)
+        if commit is None:
+            raise VersionMissing(
+                f"version {version} of {settings.table_uri(path)} is no longer in its log (bookmark {after_version}, target {target}); "
+                f"{_RELOAD}"
+            )
+        if commit.removed:
+            raise RowsRemoved(
+                f"version {version} of {settings.table_uri(path)} removed {len(commit.removed)} files with their rows; {_RELOAD}"
+            )
+        files.extend(commit.added)
+    return FileChanges(found_id, after_version, target, tuple(files))
+
+
+def read_columns(settings: Settings, path: str, files: Iterable[DataFile], columns: Sequence[str]) -> pa.Table:
+    """Columns of the given files as one Arrow table; partition columns come from the files' partition values, as strings.
+
+    Args:
+        settings: where the lake is.
+        path: table below the lake's root.
+        files: files of that table.
+        columns: names in the order wanted.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    filesystem = table_filesystem(settings, path)
+    chunks: list[pa.Table] = []
+    for file in files:
+        stored = [c for c in columns if c not in file.partition]
+        part = pq.ParquetFile(filesystem.open_input_file(unquoted(file.path))).read(columns=stored)
+        for name in columns:
+            if name in file.partition:
+                part = part.append_column(name, pa.array([file.partition[name]] * part.num_rows, pa.string()))
+        chunks.append(part.select(list(columns)))
+    if not chunks:
+        return pa.table({name: pa.array([], pa.null()) for name in columns})
+    return pa.concat_tables(chunks, promote_options="permissive")
+
+
+def unquoted(path: str) -> str:
+    """Path of a data file as the file system knows it; the log writes it as a URI."""
+    from urllib.parse import unquote
+
+    return unquote(path)
+
+
+def table_filesystem(settings: Settings, path: str) -> FileSystem:
+    """File system whose root is the table's folder."""
+    from pyarrow.fs import LocalFileSystem, PyFileSystem, SubTreeFileSystem
+
+    uri = settings.table_uri(path)
+    if "://" not in uri:
+        return SubTreeFileSystem(str(Path(uri)), LocalFileSystem(use_mmap=True))
+    from deltalake.fs import DeltaStorageHandler
+
+    return PyFileSystem(DeltaStorageHandler(uri))
+
+
+_RELOAD = "load this table anew from its first version (reset its bookmark), rows that are already there are skipped by their event_id"
+
+
+def _data_file(add: dict[str, Any], version: int) -> DataFile:
+    stats = json.loads(add["stats"]) if add.get("stats") else {}
+    return DataFile(
+        path=str(add["path"]),
+        rows=int(stats.get("numRecords", 0)),
+        size_bytes=int(add["size"]),
+        version=version,
+        partition=dict(add.get("partitionValues") or {}),
+        minimum=dict(stats.get("minValues") or {}),
+        maximum=dict(stats.get("maxValues") or {}),
+    )

@@ -1,0 +1,138 @@
+"""The Spark session of this product: which jars, how much memory, and the settings that measurements asked for.
+
+Belongs here: making and ending the session. Not here: what is computed with it (`crm_assets.streaming`).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crm_resources.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+LOG = logging.getLogger(__name__)
+
+RETENTION = "interval 30 days"
+"""How long the Delta logs and files that are no longer current are kept: a load may lag behind by that much."""
+
+REQUIRED_JARS = ("delta-spark", "delta-storage", "spark-sql-kafka", "kafka-clients")
+
+
+class SparkJarsMissing(RuntimeError):
+    """The Java libraries of the driver are not where they should be."""
+
+
+@dataclass(frozen=True)
+class TableProperties:
+    """Delta properties of a table of the stream.
+
+    Args:
+        stats_columns: columns with minimum and maximum per file, for data skipping.
+        checkpoint_interval: commits between two checkpoints of the log. Differs between tables, because a batch in which
+            all tables checkpoint at once was measured at 8-18 s on two cores.
+    """
+
+    stats_columns: tuple[str, ...]
+    checkpoint_interval: int
+
+    def as_properties(self) -> dict[str, str]:
+        """The properties as Delta spells them."""
+        return {
+            "delta.dataSkippingStatsColumns": ",".join(self.stats_columns),
+            "delta.checkpointInterval": str(self.checkpoint_interval),
+            "delta.logRetentionDuration": RETENTION,
+            "delta.deletedFileRetentionDuration": RETENTION,
+        }
+
+
+def spark_conf(settings: Settings, app_name: str) -> dict[str, str]:
+    """Every Spark setting the product sets, as plain text; pure but for looking which jars are there.
+
+    Raises:
+        SparkJarsMissing: a library is absent from `<jars>/spark`.
+    """
+    folder = settings.jars_root / "spark"
+    jars = sorted(folder.glob("*.jar")) if folder.is_dir() else []
+    missing = [name for name in REQUIRED_JARS if not any(j.name.startswith(name) for j in jars)]
+    if missing:
+        raise SparkJarsMissing(
+            f"{folder} lacks {', '.join(missing)}: fetch the Java libraries with `make setup`, or point CRM_JARS_DIR to them"
+        )
+    scratch = settings.environment_dir / "spark"
+    return {
+        "spark.app.name": app_name,
+        "spark.master": f"local[{settings.spark_cores}]",
+        "spark.jars": ",".join(str(j) for j in jars),
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.memory": settings.driver_memory,
+        "spark.driver.extraJavaOptions": "-XX:+UseParallelGC -XX:-UsePerfData -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "WARN",
+        "spark.local.dir": str(scratch / "local"),
+        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        # Frozen in a checkpoint at its first start; 200, the default, was measured 20 times slower on small batches.
+        "spark.sql.shuffle.partitions": str(2 * settings.spark_cores),
+        # Delta's default of 50 more than halves the speed of Kafka → bronze: each commit replays the log in 50 tasks.
+        "spark.databricks.delta.snapshotPartitions": "2",
+        "spark.databricks.delta.stalenessLimit": "0",
+        # A whole event id fits into the statistics, so that ranges of ids are compared exactly.
+        "spark.databricks.delta.properties.defaults.dataSkippingStringPrefixLength": "36",
+        "spark.databricks.io.skipping.stringPrefixLength": "36",
+        # A task that writes several partitions keeps a file open for each instead of sorting its rows by partition.
+        "spark.sql.maxConcurrentOutputFileWriters": "32",
+        "spark.sql.parquet.compression.codec": "zstd",
+        "spark.sql.adaptive.enabled": "false",
+        "spark.sql.streaming.minBatchesToRetain": "20",
+        "spark.sql.streaming.metricsEnabled": "false",
+        "spark.scheduler.mode": "FAIR",
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.cleaner.periodicGC.interval": "5min",
+    }
+
+
+def spark_session(settings: Settings, app_name: str) -> SparkSession:
+    """Start the session of this process, or return the one that runs.
+
+    The Java process gets a session of its own: a signal to the group of the Python process (Ctrl-C, `kill -- -pid`) does
+    not reach it, so that a batch in hand can end. It ends by itself when the Python process is gone.
+
+    Args:
+        settings: cores, memory and folders.
+        app_name: name in Spark's own messages.
+
+    Raises:
+        SparkJarsMissing: a library is absent.
+    """
+    from pyspark import SparkConf, SparkContext
+    from pyspark.java_gateway import launch_gateway
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        return active
+    values = spark_conf(settings, app_name)
+    (settings.environment_dir / "spark" / "local").mkdir(parents=True, exist_ok=True)
+    conf = SparkConf(loadDefaults=False).setAll(list(values.items()))
+    gateway = None
+    if SparkContext._gateway is None:
+        gateway = launch_gateway(conf, popen_kwargs={"start_new_session": True})  # type: ignore[no-untyped-call] # pyspark leaves it untyped
+    context = SparkContext.getOrCreate(conf) if gateway is None else SparkContext(gateway=gateway, conf=conf)
+    context.setLogLevel("WARN")
+    return SparkSession(context)
+
+
+def java_pid() -> int | None:
+    """Process id of the Java process behind this session, `None` when none runs."""
+    from pyspark import SparkContext
+
+    process = getattr(SparkContext._gateway, "proc", None)
+    return None if process is None else int(process.pid)
