@@ -161,7 +161,11 @@ class Supervisor:
         Raises:
             SupervisorError: it does not answer or does not know the service.
         """
-        self._tell("stopProcess", service.address(self._settings.env), _NOT_RUNNING)
+        self.stop_address(service.address(self._settings.env))
+
+    def stop_address(self, address: str) -> None:
+        """As `stop`, for any `group:name`."""
+        self._tell("stopProcess", address, _NOT_RUNNING)
 
     def reload(self) -> tuple[list[str], list[str], list[str]]:
         """Have it read its configuration; returns groups that are new, changed and gone. Nothing is started or stopped.
@@ -185,21 +189,20 @@ class Supervisor:
 
     def shutdown(self) -> None:
         """Have it stop every process, then itself; returns at once."""
-        try:
-            with self._rpc() as rpc:
+        with self._rpc() as rpc:
+            try:
                 rpc.supervisor.shutdown()
-        except xmlrpc.client.Fault as fault:
-            if fault.faultCode != _SHUTDOWN_STATE:
-                raise
+            except xmlrpc.client.Fault as fault:
+                if fault.faultCode != _SHUTDOWN_STATE:
+                    raise
 
     def _tell(self, method: str, address: str, fine: int) -> None:
         with self._rpc() as rpc:
             try:
                 getattr(rpc.supervisor, method)(address, False)
             except xmlrpc.client.Fault as fault:
-                if fault.faultCode == fine:
-                    return
-                raise SupervisorError(f"the supervisor refused {method} for {address}: {fault.faultString}") from fault
+                if fault.faultCode != fine:
+                    raise SupervisorError(f"the supervisor refused {method} for {address}: {fault.faultString}") from fault
 
     @contextmanager
     def _rpc(self) -> Iterator[Any]:
@@ -210,6 +213,8 @@ class Supervisor:
             # The host is never looked up: the transport speaks to the socket.
             with xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport) as proxy:
                 yield proxy
+        except xmlrpc.client.Fault as fault:
+            raise SupervisorError(f"the supervisor refused: {fault.faultString}; see {self._settings.home / 'supervisor'}") from fault
         except (OSError, http.client.HTTPException, xmlrpc.client.ProtocolError) as error:
             raise SupervisorError(f"no supervisor answers at {self.socket} ({error}); start the stack with `make up`") from error
 
@@ -243,8 +248,11 @@ def record_start(settings: Settings, service: Service) -> None:
 def starts(settings: Settings, service: Service) -> list[Start]:
     """Starts of the service since `make up` last gave it a fresh count, oldest first."""
     path = starts_file(settings, service)
-    if not path.exists():
-        return []
+    return read_starts(path) if path.exists() else []
+
+
+def read_starts(path: Path) -> list[Start]:
+    """Starts noted in a file; a line that is being written is left out."""
     return [Start(**json.loads(line)) for line in path.read_text().splitlines() if line.endswith("}")]
 
 

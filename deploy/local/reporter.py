@@ -1,0 +1,49 @@
+"""How a command of the stack tells what it is doing: one line per finished step, a spinner while it lasts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from deploy.local.jars import Progress as JarProgress
+
+
+class Reporter:
+    """Tells a person what happens.
+
+    Args:
+        console: where to; nothing is told when it is quiet.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """Show what is being done, and how long it took when it went well."""
+        started = time.monotonic()
+        with self.console.status(f"{text} …"):
+            yield
+        self.console.print(f"  [green]✓[/green] {text} [dim]({time.monotonic() - started:.1f} s)[/dim]")
+
+    def note(self, text: str) -> None:
+        """Tell something the reader should know although nothing is wrong."""
+        self.console.print(f"  [yellow]![/yellow] {text}")
+
+    @contextmanager
+    def jars(self) -> Iterator[JarProgress]:
+        """Show jars as they arrive; nothing is shown when none is fetched."""
+        columns = (TextColumn("    {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            tasks = {}
+
+            def advance(group: str, done: int, total: int) -> None:
+                if group not in tasks:
+                    tasks[group] = progress.add_task(f"fetching jars for {group}", total=total)
+                progress.update(tasks[group], completed=done)
+
+            yield advance

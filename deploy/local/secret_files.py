@@ -1,0 +1,45 @@
+"""Passwords of the local stack: made once, kept in files only their owner reads, never on a command line."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+POSTGRES_PASSWORD = "postgres_password"  # noqa: S105 -- the name of a file
+WAREHOUSE_DSN = "warehouse_dsn"
+
+
+def folder(home: Path) -> Path:
+    """The folder of secrets, made with mode 0700 when absent."""
+    path = home / "secrets"
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+def ensure(home: Path, name: str) -> str:
+    """The secret of this name, made up when it does not exist yet."""
+    path = folder(home) / name
+    if not path.exists():
+        write(home, name, secrets.token_urlsafe(24))
+    return path.read_text().strip()
+
+
+def read(home: Path, name: str) -> str | None:
+    """The secret of this name, None when there is none."""
+    path = home / "secrets" / name
+    return path.read_text().strip() if path.exists() else None
+
+
+def write(home: Path, name: str, value: str) -> None:
+    """Keep a secret; nobody but the owner can read the file at any moment."""
+    path = folder(home) / name
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as out:
+        out.write(value + "\n")
+
+
+def forget(home: Path, name: str) -> None:
+    """Drop a secret that is not used any more."""
+    (home / "secrets" / name).unlink(missing_ok=True)

@@ -1,0 +1,510 @@
+"""The embedded stack as a whole: up, down, status. The order of things, and waiting until each answers.
+
+Belongs here: what must be there before what. Not here: any service's own configuration (`kafka`, `postgres`, `dagster`,
+`supervisord`), or how it is shown (`__main__`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from crm_resources.settings import Settings, load_settings
+from crm_resources.stream_launcher import SupervisedStream
+from crm_resources.supervisor import (
+    SHARED_GROUP,
+    ProcessInfo,
+    ProcessState,
+    Service,
+    Supervisor,
+    SupervisorError,
+    read_starts,
+    socket_path,
+    starts_file,
+)
+from deploy.local import dagster, jars, kafka, leftovers, ports, postgres, preflight, run, secret_files, supervisord
+from deploy.local.errors import StackError
+from deploy.local.ports import LOOPBACK, Choice, Port
+from deploy.local.reporter import Reporter
+from deploy.local.waiting import wait_for
+
+RESERVED = frozenset({"jars", "kafka", "logs", "postgres", "reports", "secrets", "supervisor", "tools"})
+"""Folders below the home that are not data sets."""
+
+SHARED_PORTS = (Port.KAFKA, Port.KAFKA_CONTROLLER, Port.POSTGRES)
+ENVIRONMENT_PORTS = (Port.WEBSERVER, Port.CODE_SERVER)
+ENVIRONMENT_SERVICES = (Service.CODE_SERVER, Service.WEBSERVER, Service.DAEMON, Service.STREAM)
+
+READY_SECONDS = 120
+"""Longest wait for one service; on a busy laptop the slowest one takes about 20 s."""
+
+DOWN_SECONDS = 240
+"""Longest wait for everything to stop: the stream may take 120 s to finish its batch, Kafka and PostgreSQL 60 s each."""
+
+STOP_SECONDS = 150
+
+_SECRET_ENDINGS = ("_DSN", "_PASSWORD", "_SECRET", "_TOKEN", "_KEY", "_STORAGE")
+_OWN_VARIABLES = {
+    "CRM_HOME",
+    "CRM_ENV",
+    "CRM_JARS_DIR",
+    "CRM_KAFKA_BOOTSTRAP",
+    "CRM_DEMO_STARTED",
+    "CRM_SUPERVISOR_SOCKET",
+    run.MARK,
+    *Port,
+}
+
+
+@dataclass(frozen=True)
+class UpResult:
+    """What is up after `Stack.up`.
+
+    Attributes:
+        kafka: bootstrap address.
+        postgres: host, port and database, without any secret; None when only the server is there.
+        webserver: URL of the Dagster UI, None when no data set was asked for.
+        started: services that were not running before; empty when there was nothing to do.
+        moved: ports that had to give way to somebody else.
+    """
+
+    kafka: str
+    postgres: str
+    webserver: str | None
+    started: tuple[str, ...]
+    moved: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """One service as `make status` shows it.
+
+    Attributes:
+        group: `shared-services`, or the data set.
+        service: which one.
+        state: the supervisor's word.
+        pid: process id, None when there is none.
+        uptime_seconds: since its last start, None when it does not run.
+        port: where it listens, None when nowhere.
+        memory_mib: resident memory of the process and all below it.
+        restarts: how often it was started again.
+        note: the supervisor's remark, such as an exit code.
+        log: its log file.
+    """
+
+    group: str
+    service: Service
+    state: ProcessState
+    pid: int | None
+    uptime_seconds: float | None
+    port: int | None
+    memory_mib: float
+    restarts: int
+    note: str
+    log: Path
+
+
+class Stack:
+    """The stack of one home, with the data set of the settings.
+
+    As a context manager it is up inside the block and down after it.
+
+    Args:
+        settings: home and data set.
+        reporter: told what happens.
+        environ: variables that are handed on to the data set's processes; this process's own when omitted.
+        java: the Java program.
+    """
+
+    def __init__(
+        self, settings: Settings, reporter: Reporter | None = None, *, environ: Mapping[str, str] | None = None, java: str = "java"
+    ) -> None:
+        self.settings = settings
+        self._say = reporter or Reporter()
+        self._environ = dict(os.environ if environ is None else environ)
+        self._java = java
+        self._supervisor = Supervisor(settings)
+        self._started: list[str] = []
+        self._moved: list[Choice] = []
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.down()
+
+    def up(self, environment: bool = True) -> UpResult:
+        """Bring up what is not up; leave alone what is.
+
+        Args:
+            environment: also the data set's own services (Dagster, and the stream when it was running); else only Kafka
+                and PostgreSQL.
+
+        Raises:
+            StackError: something is missing on this machine, or a service does not come up.
+        """
+        if self.settings.env in RESERVED:
+            raise StackError(f"CRM_ENV={self.settings.env} is the name of a folder of the stack itself", "choose another name")
+        self._started, self._moved = [], []
+        preflight.demand(preflight.check_java(self._java), preflight.check_disk(self.settings.home))
+        self.settings.home.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            self._fetch_jars()
+            self._shared_up()
+            if environment:
+                self._environment_up()
+        shared = ports.recorded(self._stack_file, SHARED_PORTS)
+        own = ports.recorded(self._ports_file, ENVIRONMENT_PORTS)
+        return UpResult(
+            kafka=kafka.bootstrap(shared[Port.KAFKA]),
+            postgres=f"{LOOPBACK}:{shared[Port.POSTGRES]}" if self._embeds_postgres else "the server of CRM_WAREHOUSE_DSN",
+            webserver=f"http://{LOOPBACK}:{own[Port.WEBSERVER]}" if environment else None,
+            started=tuple(self._started),
+            moved=tuple(self._moved),
+        )
+
+    def down(self, *, only_environment: bool = False) -> bool:
+        """Stop everything, the stream after its batch; returns whether anything was running.
+
+        Args:
+            only_environment: stop only this data set's services.
+
+        Raises:
+            StackError: something did not stop in time.
+        """
+        if not self.settings.home.exists():
+            return False
+        with self._alone():
+            if only_environment:
+                return self._environment_down()
+            supervisor_pid = self._supervisor.pid()
+            if supervisor_pid is not None:
+                self._stop_supervisor(supervisor_pid)
+            return bool(leftovers.stop(self.settings)) or supervisor_pid is not None
+
+    def status(self) -> list[ServiceStatus]:
+        """Every service of every data set that is up; empty when the stack is down."""
+        try:
+            processes = self._supervisor.processes()
+        except SupervisorError:
+            return []
+        return [self._status_of(info) for info in sorted(processes, key=lambda i: (i.group != SHARED_GROUP, i.group))]
+
+    # -- steps of up --------------------------------------------------------------------------------------------------
+
+    def _fetch_jars(self) -> None:
+        lock = jars.read_lock()
+        with self._say.jars() as progress:
+            fetched = jars.ensure(self.settings.jars_root, lock, java=self._java, progress=progress)
+        if fetched:
+            self._say.note(f"fetched {fetched} jars into {self.settings.jars_root}")
+
+    def _shared_up(self) -> None:
+        self._keep_dsn()
+        services = (Service.KAFKA, Service.POSTGRES) if self._embeds_postgres else (Service.KAFKA,)
+        environ = {"CRM_HOME": str(self.settings.home), "CRM_JARS_DIR": str(self.settings.jars_root)}
+        if self._supervisor.pid() is None:
+            self._clear_the_past()
+            numbers = self._take_ports(self._stack_file, SHARED_PORTS)
+            with self._say.step("preparing Kafka's storage"):
+                kafka.prepare(self.settings, numbers, self._java)
+            if self._embeds_postgres:
+                with self._say.step("preparing PostgreSQL's data"):
+                    postgres.prepare(self.settings, numbers[Port.POSTGRES])
+            self._write_stack_file(numbers)
+            supervisord.write_group(self.settings, SHARED_GROUP, services, environ)
+            plain = {key: value for key, value in self._environ.items() if not key.startswith(("CRM_", "DAGSTER_"))}
+            supervisord.start(self.settings, socket_path(self.settings.home), plain)
+            self._supervisor = Supervisor(self.settings)
+            self._started += [service.value for service in services]
+        else:
+            numbers = ports.recorded(self._stack_file, SHARED_PORTS)
+            if self._embeds_postgres and not (postgres.data_folder(self.settings) / "PG_VERSION").exists():
+                postgres.prepare(self.settings, numbers[Port.POSTGRES])
+            supervisord.write_group(self.settings, SHARED_GROUP, services, environ)
+            self._regroup(SHARED_GROUP)
+            self._start_absent(services)
+        self._await(Service.KAFKA, lambda: kafka.answers(numbers[Port.KAFKA]), "Kafka")
+        if self._embeds_postgres:
+            dsn = postgres.server_dsn(self.settings, postgres.maintenance_database(self.settings), numbers[Port.POSTGRES])
+            self._await(Service.POSTGRES, lambda: postgres.answers(dsn), "PostgreSQL")
+        else:
+            silent = postgres.why_silent(postgres.server_dsn(self.settings, postgres.maintenance_database(self.settings)))
+            if silent:
+                raise StackError(f"the server of CRM_WAREHOUSE_DSN does not answer: {silent}", "correct the variable or start that server")
+
+    def _environment_up(self) -> None:
+        # What the shared services wrote down is part of the settings from here on.
+        self.settings = settings = load_settings({**self._environ, "CRM_HOME": str(self.settings.home), "CRM_ENV": self.settings.env})
+        known = settings.env in {info.group for info in self._supervisor.processes()}
+        numbers = ports.recorded(self._ports_file, ENVIRONMENT_PORTS) if known else self._take_ports(self._ports_file, ENVIRONMENT_PORTS)
+        ports.write_env(
+            self._ports_file,
+            {**{p.value: str(n) for p, n in numbers.items()}, "CRM_WEBSERVER_URL": f"http://{LOOPBACK}:{numbers[Port.WEBSERVER]}"},
+            f"Ports of data set {settings.env}; written by the local stack.",
+        )
+        maintenance = postgres.server_dsn(settings, postgres.maintenance_database(settings))
+        fresh = postgres.ensure_database(maintenance, dagster.database(settings))
+        postgres.ensure_database(maintenance, settings.database)
+        self._prepare_warehouse()
+        dagster.prepare(settings, numbers)
+        environ = self._process_environment()
+        supervisord.write_group(settings, settings.env, ENVIRONMENT_SERVICES, environ)
+        if fresh:
+            with self._say.step("making Dagster's tables"):
+                dagster.make_storage(settings, run.environment_of(settings))
+        self._regroup(settings.env)
+        self._start_absent((Service.CODE_SERVER, Service.WEBSERVER, Service.DAEMON))
+        self._await(Service.CODE_SERVER, lambda: dagster.code_server_serves(numbers[Port.CODE_SERVER]), "the code server")
+        self._await(Service.WEBSERVER, lambda: dagster.webserver_answers(numbers[Port.WEBSERVER]), "the Dagster webserver")
+        self._await_definitions(numbers[Port.WEBSERVER])
+        self._await(Service.DAEMON, lambda: self._is_running(Service.DAEMON), "the Dagster daemon")
+        stream = SupervisedStream(settings)
+        if stream.is_wanted and not self._is_up(Service.STREAM):
+            stream.apply()
+            self._started.append(Service.STREAM.value)
+
+    def _prepare_warehouse(self) -> None:
+        if importlib.util.find_spec("crm_resources.warehouse") is None:
+            return
+        from crm_resources import warehouse
+
+        with self._say.step(f"preparing database {self.settings.database}"):
+            warehouse.prepare(self.settings)
+
+    def _await_definitions(self, webserver_port: int) -> None:
+        """The code server serves although the code behind it cannot be imported; the webserver knows."""
+        last: list[str | None] = [None]
+
+        def loaded() -> bool:
+            last[0] = dagster.location_error(webserver_port)
+            return last[0] is None
+
+        try:
+            wait_for(loaded, 60, "the code location is not loaded", every=0.5)
+        except StackError as error:
+            reason = (last[0] or "").strip().splitlines()[:1]
+            log = Service.CODE_SERVER.log_file(self.settings)
+            raise StackError(f"the code location {dagster.DEFINITIONS} does not load: {' '.join(reason)}", f"see {log}") from error
+
+    def _regroup(self, group: str) -> None:
+        """Have the supervisor take up a group that is new or has another configuration."""
+        added, changed, _ = self._supervisor.reload()
+        if group in changed:
+            stream_ran = group != SHARED_GROUP and self._is_up(Service.STREAM)
+            self._say.note(f"the configuration of {group} has changed; its services start again")
+            self._stop_group(group)
+            self._supervisor.remove_group(group)
+            if stream_ran:
+                self._started.append(Service.STREAM.value)
+        if group in (*added, *changed):
+            self._supervisor.add_group(group)
+
+    def _start_absent(self, services: Sequence[Service]) -> None:
+        for service in services:
+            if self._is_up(service):
+                continue
+            info = self._supervisor.process(service)
+            if info is not None and info.state is ProcessState.BACKOFF:
+                continue
+            # Whoever says `up` wants a fresh try, whatever happened before.
+            starts_file(self.settings, service).unlink(missing_ok=True)
+            self._supervisor.start(service)
+            self._started.append(service.value)
+
+    def _await(self, service: Service, ready: Callable[[], bool], name: str) -> None:
+        def ready_or_lost() -> bool:
+            info = self._supervisor.process(service)
+            if info is not None and info.state in {ProcessState.FATAL, ProcessState.EXITED, ProcessState.STOPPED}:
+                raise StackError(f"{name} does not start; its log ends with:\n{log_tail(service.log_file(self.settings))}")
+            return info is not None and info.state is not ProcessState.BACKOFF and ready()
+
+        log = service.log_file(self.settings)
+        if service.value in self._started:
+            with self._say.step(f"starting {name}"):
+                wait_for(ready_or_lost, READY_SECONDS, f"{name} does not answer; see {log}")
+        else:
+            wait_for(ready_or_lost, READY_SECONDS, f"{name} does not answer; see {log}")
+
+    def _clear_the_past(self) -> None:
+        """Without a supervisor nobody keeps what may still run from an earlier one; two Kafkas on one folder would be a disaster."""
+        ended = leftovers.stop(self.settings)
+        if ended:
+            self._say.note(f"the supervisor had been killed; stopped what it left: {', '.join(ended)}")
+        for file in (supervisord.folder(self.settings) / "groups").glob("*.conf"):
+            file.unlink()
+
+    def _take_ports(self, file: Path, names: Sequence[Port]) -> dict[Port, int]:
+        others = [path for path in self.settings.home.glob("*/ports.env") if path != file]
+        reserved = {
+            int(value) for path in (*others, self._stack_file) if path != file for value in ports.read_env(path).values() if value.isdigit()
+        }
+        choices = ports.choose(ports.recorded(file, names), ports.is_free, reserved)
+        for choice in choices:
+            if choice.moved and choice.wished not in reserved:
+                self._say.note(f"port {choice.wished} is taken; {choice.port.value} is {choice.number}")
+                self._moved.append(choice)
+        return {choice.port: choice.number for choice in choices}
+
+    def _write_stack_file(self, numbers: Mapping[Port, int]) -> None:
+        values = {port.value: str(number) for port, number in numbers.items()}
+        values["CRM_KAFKA_BOOTSTRAP"] = kafka.bootstrap(numbers[Port.KAFKA])
+        values["CRM_SUPERVISOR_SOCKET"] = str(socket_path(self.settings.home))
+        ports.write_env(self._stack_file, values, "What the local stack took; written at each start.")
+
+    def _keep_dsn(self) -> None:
+        if self.settings.warehouse_dsn is None:
+            secret_files.forget(self.settings.home, secret_files.WAREHOUSE_DSN)
+        else:
+            secret_files.write(self.settings.home, secret_files.WAREHOUSE_DSN, self.settings.warehouse_dsn.get_secret_value())
+
+    def _process_environment(self) -> dict[str, str]:
+        """What the data set's processes are told: who they are, and the caller's own `CRM_*` wishes, without secrets."""
+        wishes = {
+            key: value
+            for key, value in self._environ.items()
+            if key.startswith("CRM_") and value and key not in _OWN_VARIABLES and not key.endswith(_SECRET_ENDINGS)
+        }
+        return {
+            **wishes,
+            "CRM_HOME": str(self.settings.home),
+            "CRM_ENV": self.settings.env,
+            "CRM_JARS_DIR": str(self.settings.jars_root),
+        }
+
+    # -- steps of down ------------------------------------------------------------------------------------------------
+
+    def _environment_down(self) -> bool:
+        if self._supervisor.pid() is None or self.settings.env not in {info.group for info in self._supervisor.processes()}:
+            return False
+        self._stop_group(self.settings.env)
+        self._supervisor.remove_group(self.settings.env)
+        supervisord.group_file(self.settings, self.settings.env).unlink(missing_ok=True)
+        return True
+
+    def _stop_group(self, group: str) -> None:
+        members = [info for info in self._supervisor.processes() if info.group == group]
+        with self._say.step(f"stopping {group}"):
+            for info in members:
+                self._supervisor.stop_address(f"{group}:{info.name}")
+            wait_for(
+                lambda: not any(info.pid for info in self._supervisor.processes() if info.group == group),
+                STOP_SECONDS,
+                f"services of {group} do not stop; see `make status`",
+            )
+
+    def _stop_supervisor(self, pid: int) -> None:
+        import psutil
+
+        try:
+            process = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            return
+        with self._say.step("stopping every service"):
+            # An answer may be lost when it goes down at once; whether it ended is seen below.
+            with suppress(SupervisorError):
+                self._supervisor.shutdown()
+            try:
+                process.wait(DOWN_SECONDS)
+            except psutil.TimeoutExpired as error:
+                log = supervisord.folder(self.settings) / "supervisord.log"
+                raise StackError(f"the stack did not stop within {DOWN_SECONDS} s", f"see {log}, then `make down` again") from error
+
+    # -- small questions ----------------------------------------------------------------------------------------------
+
+    def _is_up(self, service: Service) -> bool:
+        info = self._supervisor.process(service)
+        return info is not None and info.state.is_up
+
+    def _is_running(self, service: Service) -> bool:
+        info = self._supervisor.process(service)
+        return info is not None and info.state is ProcessState.RUNNING
+
+    def _status_of(self, info: ProcessInfo) -> ServiceStatus:
+        service = Service(info.name)
+        settings = (
+            self.settings if info.group in (SHARED_GROUP, self.settings.env) else self.settings.model_copy(update={"env": info.group})
+        )
+        file = starts_file(settings, service)
+        up = info.state.is_up and info.started is not None
+        return ServiceStatus(
+            group=info.group,
+            service=service,
+            state=info.state,
+            pid=info.pid or None,
+            uptime_seconds=(datetime.now(UTC) - info.started).total_seconds() if up and info.started else None,
+            port=self._port_of(service, settings),
+            memory_mib=memory_mib(info.pid) if info.pid else 0.0,
+            restarts=max(0, len(read_starts(file)) - 1) if file.exists() else 0,
+            note=info.note,
+            log=service.log_file(settings),
+        )
+
+    def _port_of(self, service: Service, settings: Settings) -> int | None:
+        shared = ports.recorded(self._stack_file, SHARED_PORTS)
+        own = ports.recorded(settings.environment_dir / "ports.env", ENVIRONMENT_PORTS)
+        numbers = {
+            Service.KAFKA: shared[Port.KAFKA],
+            Service.POSTGRES: shared[Port.POSTGRES],
+            Service.WEBSERVER: own[Port.WEBSERVER],
+            Service.CODE_SERVER: own[Port.CODE_SERVER],
+        }
+        return numbers.get(service)
+
+    @property
+    def _embeds_postgres(self) -> bool:
+        return self.settings.warehouse_dsn is None
+
+    @property
+    def _stack_file(self) -> Path:
+        return self.settings.home / "stack.env"
+
+    @property
+    def _ports_file(self) -> Path:
+        return self.settings.environment_dir / "ports.env"
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One `up` or `down` of a home at a time; a second one waits."""
+        with (self.settings.home / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._say.note("another command is starting or stopping this stack; waiting for it")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def memory_mib(pid: int) -> float:
+    """Resident memory of a process and all below it, in MiB; 0 when it is gone."""
+    import psutil
+
+    total = 0
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0.0
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            total += member.memory_info().rss
+    return round(total / 2**20, 1)
+
+
+def log_tail(path: Path, lines: int = 15) -> str:
+    """Last lines of a log, indented for the reader."""
+    if not path.exists():
+        return f"    ({path} does not exist)"
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - 32_768))
+        text = log.read().decode(errors="replace")
+    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
