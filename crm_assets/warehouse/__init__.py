@@ -1,0 +1,1 @@
+"""The warehouse: silver loaded into PostgreSQL, and the dbt models over it."""
