@@ -1,0 +1,1 @@
+"""What watches the platform: the audit, checks, the refresh sensor and upkeep."""
