@@ -4,8 +4,6 @@ Belongs here: applying what an environment needs of a server (database, schemas,
 here: starting processes; the supervisor of the local stack does that.
 """
 
-from __future__ import annotations
-
 import dagster as dg
 
 from crm_assets.conventions import KAFKA_KEY, OWNERS, POSTGRES_KEY, Group

@@ -1,7 +1,5 @@
 """Topics as desired state: materializing creates or alters, a check shows drift, offsets are observations."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -55,7 +53,6 @@ def topic_sensor() -> dg.SensorDefinition:
         name="topic_offsets",
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        owners=OWNERS,
         description="Reports each topic's end offsets as an observation when they moved, and drift from the declaration as a check.",
     )
     def topic_offsets(context: dg.SensorEvaluationContext, settings: SettingsResource) -> dg.SensorResult | dg.SkipReason:

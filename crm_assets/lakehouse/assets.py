@@ -4,8 +4,6 @@ Belongs here: what each table is, its columns and where they come from, and when
 them; only the stream's driver does that.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +83,6 @@ def lake_sensor() -> dg.SensorDefinition:
         name="lake_growth",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        owners=OWNERS,
         description="Reports a lake table as materialized when the stream has committed to it: rows, version, columns and their lineage.",
     )
     def lake_growth(context: dg.SensorEvaluationContext, settings: SettingsResource) -> dg.SensorResult | dg.SkipReason:

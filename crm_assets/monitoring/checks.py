@@ -1,7 +1,5 @@
 """The audit as an asset check: nothing lost, nothing doubled, the books closed."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from crm_assets.conventions import BRONZE_KEY

@@ -4,8 +4,6 @@ Belongs here: comparing silver versions with the loader's bookmarks, one run at 
 turn of the business date. Not here: loading or dbt (`crm_assets.warehouse`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -13,7 +11,6 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from crm_assets.conventions import OWNERS
 from crm_resources.contracts import contracts
 from crm_resources.dagster_resources import SettingsResource
 from crm_resources.layout import SILVER
@@ -67,7 +64,8 @@ def decide_refresh(state: RefreshState, now: datetime) -> RefreshDecision:
 
 def back_off(failures: int) -> timedelta:
     """Wait after the given number of failures in a row: doubling from 20 s, at most 10 minutes."""
-    return min(FIRST_BACK_OFF * 2 ** (failures - 1), LONGEST_BACK_OFF)
+    doublings = min(failures - 1, 16)  # beyond that the bound holds anyway, and a power of two could overflow
+    return min(FIRST_BACK_OFF * (1 << doublings), LONGEST_BACK_OFF)
 
 
 def business_date(now: datetime, timezone: str, as_of: date | None) -> date:
@@ -80,7 +78,6 @@ def business_date(now: datetime, timezone: str, as_of: date | None) -> date:
     job_name=REFRESH_JOB,
     minimum_interval_seconds=10,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    owners=OWNERS,
     description="Sees new silver versions and asks for one load and one dbt invocation, at most one in flight.",
 )
 def refresh_sensor(context: dg.SensorEvaluationContext, settings: SettingsResource) -> dg.SensorResult | dg.SkipReason:

@@ -1,12 +1,8 @@
 """Upkeep of Dagster's own records: old runs are purged by a scheduled job; ticks by the instance's retention."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
-
-from crm_assets.conventions import OWNERS
 
 _PAGE = 200
 
@@ -34,7 +30,7 @@ def purge_old_runs(context: dg.OpExecutionContext, config: PurgeConfig) -> int:
     return deleted
 
 
-@dg.job(name="purge_runs", description="Deletes finished runs older than 14 days.", owners=OWNERS, executor_def=dg.in_process_executor)
+@dg.job(name="purge_runs", description="Deletes finished runs older than 14 days.", executor_def=dg.in_process_executor)
 def purge_runs() -> None:
     """Purge old runs."""
     purge_old_runs()

@@ -4,8 +4,6 @@ Belongs here: what Dagster does with the stream. Not here: the stream itself (`d
 process is started (`crm_resources.stream_launcher`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,9 +13,14 @@ import dagster as dg
 from crm_assets.conventions import OWNERS, STREAM_KEY, Group, topic_key
 from crm_resources.contracts import contracts
 from crm_resources.dagster_resources import SettingsResource, StreamLauncherResource
+from crm_resources.stream_launcher import StreamState
 
 VERIFY_SECONDS = 180
 """How long a started driver may take to both queries running; a cold JVM on two busy cores needs about a third of it."""
+
+
+ALIVE = {StreamState.STARTING, StreamState.RUNNING, StreamState.RESTARTING}
+"""States in which there is a driver, or will be one in a moment."""
 
 
 @dg.asset(
@@ -42,7 +45,7 @@ def stream(
     launcher = stream_launcher.launcher(loaded)
     status = launcher.apply()
     context.log.info("stream is %s, pid %s", status.state, status.pid)
-    progress = wait_until_running(loaded, pid=status.pid, timeout_seconds=VERIFY_SECONDS, alive=lambda: launcher.status().is_alive)
+    progress = wait_until_running(loaded, pid=status.pid, timeout_seconds=VERIFY_SECONDS, alive=lambda: launcher.status().state in ALIVE)
     yield dg.MaterializeResult(
         metadata={
             "pid": status.pid or 0,
@@ -62,7 +65,6 @@ def stream_sensor() -> dg.SensorDefinition:
         name="stream_health",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        owners=OWNERS,
         description="Looks whether the driver runs and makes progress, and reports a change of that as the check `running`.",
     )
     def stream_health(
@@ -72,7 +74,7 @@ def stream_sensor() -> dg.SensorDefinition:
 
         loaded = settings.load()
         status = stream_launcher.launcher(loaded).status()
-        health = judge(status.is_alive, read_progress(loaded), datetime.now(UTC))
+        health = judge(status.state in ALIVE, read_progress(loaded), datetime.now(UTC))
         state = f"{health.passed}:{health.reason}"
         if context.cursor == state:
             return dg.SkipReason(health.reason)
@@ -98,7 +100,7 @@ def drain_and_stop(context: dg.OpExecutionContext, settings: SettingsResource, s
     context.log.info("stream is %s", status.state)
 
 
-@dg.job(name="stop_stream", description="Stops the stream after its current batch.", owners=OWNERS, executor_def=dg.in_process_executor)
+@dg.job(name="stop_stream", description="Stops the stream after its current batch.", executor_def=dg.in_process_executor)
 def stop_stream() -> None:
     """Stop the stream."""
     drain_and_stop()
@@ -115,7 +117,6 @@ def run_catch_up(context: dg.OpExecutionContext, settings: SettingsResource) -> 
 @dg.job(
     name="catch_up",
     description="Processes what waits in Kafka and bronze, then ends. Refused while the stream holds the lake's lock.",
-    owners=OWNERS,
     executor_def=dg.in_process_executor,
 )
 def catch_up_job() -> None:
@@ -135,7 +136,6 @@ def run_rebuild(context: dg.OpExecutionContext, settings: SettingsResource) -> N
 @dg.job(
     name="rebuild_silver",
     description="Rebuilds silver, dead letters and duplicates from bronze, compares them with the live tables, and swaps them in.",
-    owners=OWNERS,
     executor_def=dg.in_process_executor,
 )
 def rebuild_job() -> None:

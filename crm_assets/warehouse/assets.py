@@ -4,8 +4,6 @@ Belongs here: what Dagster shows and runs. Not here: the load itself (`load`), S
 (`crm_assets.monitoring.refresh`).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,7 +64,6 @@ def schema_check_specs() -> list[dg.AssetCheckSpec]:
 def load_raw(context: dg.AssetExecutionContext, settings: SettingsResource) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Load what silver has gained since the bookmark, one transaction per entity."""
     from crm_assets.warehouse.load import load_entity
-
     from crm_resources import warehouse
 
     loaded = settings.load()
