@@ -9,6 +9,7 @@ import http.client
 import json
 import subprocess
 import sys
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,21 @@ from deploy.local.errors import StackError
 from deploy.local.ports import LOOPBACK, Port
 
 DEFINITIONS = "crm_assets.definitions"
+LOCATION = "crm"
+"""As in the repository's `workspace.yaml`, so that addresses in the UI are the same either way."""
 STORAGE_VARIABLE = "CRM_DAGSTER_STORAGE"
 """Carries the URI of Dagster's database, with its password, to Dagster's processes; never written to a file."""
 
+_ANSWER_SECONDS = 60
+"""Importing the code anew takes some seconds."""
+
 _MOST_RUNS = 4
 """Each run is a process of about 300 MiB."""
+
+_LOCATION_QUERY = (
+    "{ workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError { __typename "
+    "... on PythonError { message } } } } ... on PythonError { message } } }"
+)
 
 
 def folder(settings: Settings) -> Path:
@@ -41,11 +52,16 @@ def database(settings: Settings) -> str:
     return f"dagster_{settings.env}"
 
 
+def storage_url(dsn: str) -> str:
+    """The URI as Dagster's library wants it: with the driver named, for SQLAlchemy 2.1 has another default than the one installed."""
+    return f"postgresql+psycopg2://{dsn.split('://', 1)[1]}"
+
+
 def prepare(settings: Settings, ports: dict[Port, int]) -> None:
     """Write the instance and workspace files of the data set."""
     folder(settings).mkdir(parents=True, exist_ok=True)
     _write_yaml(folder(settings) / "dagster.yaml", instance_config(settings))
-    server = {"host": LOOPBACK, "port": ports[Port.CODE_SERVER], "location_name": DEFINITIONS}
+    server = {"host": LOOPBACK, "port": ports[Port.CODE_SERVER], "location_name": LOCATION}
     _write_yaml(workspace(settings), {"load_from": [{"grpc_server": server}]})
 
 
@@ -97,7 +113,7 @@ def code_server_command(port: int) -> list[str]:
     return [
         _program("dagster"),
         *("code-server", "start", "-m", DEFINITIONS, "-d", str(REPOSITORY), "-h", LOOPBACK, "-p", str(port)),
-        *("--location-name", DEFINITIONS, "--use-python-environment-entry-point", "--log-level", "warning"),
+        *("--location-name", LOCATION, "--use-python-environment-entry-point", "--log-level", "warning"),
     ]
 
 
@@ -134,29 +150,39 @@ def webserver_answers(port: int) -> bool:
     return _request(port, "GET", "/server_info") is not None
 
 
-def location_error(port: int) -> str | None:
-    """None when the code location is loaded, else why it is not (yet).
+class LocationState(Enum):
+    """What the webserver knows of the code location."""
+
+    LOADED = auto()
+    LOADING = auto()
+    FAILED = auto()
+
+
+def location(port: int) -> tuple[LocationState, str]:
+    """Whether the code location is loaded, and the reason when it is not.
 
     Args:
         port: the webserver's.
     """
-    query = (
-        "{ workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError { __typename "
-        "... on PythonError { message } } } } ... on PythonError { message } } }"
-    )
-    answer = _request(port, "POST", "/graphql", json.dumps({"query": query}))
+    answer = _request(port, "POST", "/graphql", json.dumps({"query": _LOCATION_QUERY}))
     if answer is None:
-        return "the webserver does not answer"
+        return LocationState.LOADING, "the webserver does not answer"
     workspace_or_error = answer["data"]["workspaceOrError"]
     if "message" in workspace_or_error:
-        return str(workspace_or_error["message"])
+        return LocationState.FAILED, str(workspace_or_error["message"])
     for entry in workspace_or_error["locationEntries"]:
         found = entry["locationOrLoadError"]
         if entry["loadStatus"] != "LOADED" or found is None:
-            return "the code location is being loaded"
+            return LocationState.LOADING, "the code location is being loaded"
         if found["__typename"] == "PythonError":
-            return str(found["message"])
-    return None
+            return LocationState.FAILED, str(found["message"])
+    return LocationState.LOADED, ""
+
+
+def reload_location(port: int) -> None:
+    """Have the code server import the code anew and the webserver look again; returns when both have."""
+    mutation = "mutation($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename } }"
+    _request(port, "POST", "/graphql", json.dumps({"query": mutation, "variables": {"name": LOCATION}}))
 
 
 def code_server_serves(port: int) -> bool:
@@ -174,7 +200,7 @@ def code_server_serves(port: int) -> bool:
 
 
 def _request(port: int, method: str, path: str, body: str | None = None) -> dict[str, Any] | None:
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=20)
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_ANSWER_SECONDS)
     try:
         connection.request(method, path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()

@@ -31,6 +31,8 @@ logger.request.name = kafka.request.logger
 logger.request.level = WARN
 logger.loader.name = org.apache.kafka.storage.internals.log
 logger.loader.level = WARN
+logger.controller.name = org.apache.kafka.controller
+logger.controller.level = WARN
 """
 
 

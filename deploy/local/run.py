@@ -99,7 +99,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
         "CRM_HOME": str(settings.home),
         "CRM_ENV": settings.env,
         "DAGSTER_HOME": str(dagster.folder(settings)),
-        dagster.STORAGE_VARIABLE: postgres.server_dsn(settings, dagster.database(settings)),
+        dagster.STORAGE_VARIABLE: dagster.storage_url(postgres.server_dsn(settings, dagster.database(settings))),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
         "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
         "PYTHONUNBUFFERED": "1",

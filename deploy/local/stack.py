@@ -161,16 +161,26 @@ class Stack:
             self._fetch_jars()
             self._shared_up()
             if environment:
-                self._environment_up()
-        shared = ports.recorded(self._stack_file, SHARED_PORTS)
-        own = ports.recorded(self._ports_file, ENVIRONMENT_PORTS)
+                self._start_environment()
+            # Kafka takes longest of the shared services; nothing before this line needs it.
+            self._await(Service.KAFKA, lambda: kafka.answers(self._numbers()[Port.KAFKA]), "Kafka")
+            if environment:
+                self._await_environment()
         return UpResult(
-            kafka=kafka.bootstrap(shared[Port.KAFKA]),
-            postgres=f"{LOOPBACK}:{shared[Port.POSTGRES]}" if self._embeds_postgres else "the server of CRM_WAREHOUSE_DSN",
-            webserver=f"http://{LOOPBACK}:{own[Port.WEBSERVER]}" if environment else None,
+            kafka=kafka.bootstrap(self._numbers()[Port.KAFKA]),
+            postgres=self._postgres_place(),
+            webserver=self._webserver_url() if environment else None,
             started=tuple(self._started),
             moved=tuple(self._moved),
         )
+
+    def urls(self) -> dict[str, str]:
+        """Where a person finds what is up, by name; no secrets."""
+        return {
+            "Dagster": self._webserver_url(),
+            "Kafka": kafka.bootstrap(self._numbers()[Port.KAFKA]),
+            "PostgreSQL": f"{self._postgres_place()}/{self.settings.database} (`make psql`)",
+        }
 
     def down(self, *, only_environment: bool = False) -> bool:
         """Stop everything, the stream after its batch; returns whether anything was running.
@@ -233,7 +243,6 @@ class Stack:
             supervisord.write_group(self.settings, SHARED_GROUP, services, environ)
             self._regroup(SHARED_GROUP)
             self._start_absent(services)
-        self._await(Service.KAFKA, lambda: kafka.answers(numbers[Port.KAFKA]), "Kafka")
         if self._embeds_postgres:
             dsn = postgres.server_dsn(self.settings, postgres.maintenance_database(self.settings), numbers[Port.POSTGRES])
             self._await(Service.POSTGRES, lambda: postgres.answers(dsn), "PostgreSQL")
@@ -242,7 +251,7 @@ class Stack:
             if silent:
                 raise StackError(f"the server of CRM_WAREHOUSE_DSN does not answer: {silent}", "correct the variable or start that server")
 
-    def _environment_up(self) -> None:
+    def _start_environment(self) -> None:
         # What the shared services wrote down is part of the settings from here on.
         self.settings = settings = load_settings({**self._environ, "CRM_HOME": str(self.settings.home), "CRM_ENV": self.settings.env})
         known = settings.env in {info.group for info in self._supervisor.processes()}
@@ -264,6 +273,9 @@ class Stack:
                 dagster.make_storage(settings, run.environment_of(settings))
         self._regroup(settings.env)
         self._start_absent((Service.CODE_SERVER, Service.WEBSERVER, Service.DAEMON))
+
+    def _await_environment(self) -> None:
+        settings, numbers = self.settings, self._numbers()
         self._await(Service.CODE_SERVER, lambda: dagster.code_server_serves(numbers[Port.CODE_SERVER]), "the code server")
         self._await(Service.WEBSERVER, lambda: dagster.webserver_answers(numbers[Port.WEBSERVER]), "the Dagster webserver")
         self._await_definitions(numbers[Port.WEBSERVER])
@@ -283,18 +295,19 @@ class Stack:
 
     def _await_definitions(self, webserver_port: int) -> None:
         """The code server serves although the code behind it cannot be imported; the webserver knows."""
-        last: list[str | None] = [None]
 
-        def loaded() -> bool:
-            last[0] = dagster.location_error(webserver_port)
-            return last[0] is None
+        def settled() -> bool:
+            return dagster.location(webserver_port)[0] is not dagster.LocationState.LOADING
 
-        try:
-            wait_for(loaded, 60, "the code location is not loaded", every=0.5)
-        except StackError as error:
-            reason = (last[0] or "").strip().splitlines()[:1]
+        wait_for(settled, READY_SECONDS, "the code location is still being loaded", every=0.5)
+        if dagster.location(webserver_port)[0] is dagster.LocationState.FAILED:
+            # The code may have been mended since it was tried, or the webserver was quicker than the code server.
+            dagster.reload_location(webserver_port)
+            wait_for(settled, READY_SECONDS, "the code location is still being loaded", every=0.5)
+        state, reason = dagster.location(webserver_port)
+        if state is dagster.LocationState.FAILED:
             log = Service.CODE_SERVER.log_file(self.settings)
-            raise StackError(f"the code location {dagster.DEFINITIONS} does not load: {' '.join(reason)}", f"see {log}") from error
+            raise StackError(f"the code location {dagster.DEFINITIONS} does not load: {reason.strip().partition(chr(10))[0]}", f"see {log}")
 
     def _regroup(self, group: str) -> None:
         """Have the supervisor take up a group that is new or has another configuration."""
@@ -448,6 +461,15 @@ class Stack:
             note=info.note,
             log=service.log_file(settings),
         )
+
+    def _numbers(self) -> dict[Port, int]:
+        return ports.recorded(self._stack_file, SHARED_PORTS) | ports.recorded(self._ports_file, ENVIRONMENT_PORTS)
+
+    def _webserver_url(self) -> str:
+        return f"http://{LOOPBACK}:{self._numbers()[Port.WEBSERVER]}"
+
+    def _postgres_place(self) -> str:
+        return f"{LOOPBACK}:{self._numbers()[Port.POSTGRES]}" if self._embeds_postgres else "the server of CRM_WAREHOUSE_DSN"
 
     def _port_of(self, service: Service, settings: Settings) -> int | None:
         shared = ports.recorded(self._stack_file, SHARED_PORTS)

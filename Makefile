@@ -1,0 +1,104 @@
+# Every command of the platform. `make help` lists them; each one sets up what it needs first.
+# Variables: CRM_ENV and CRM_HOME as in the README; the rest stands beside its target.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+PY := $(BIN)/python
+LOCAL := $(PY) -m deploy.local
+READY := .venv/.ready
+
+# The clock of `make demo` starts before anything is set up.
+export CRM_DEMO_STARTED := $(shell date +%s)
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: help setup up down status logs psql doctor clean demo send replay audit test test-unit test-integration lint contracts \
+	dbt-manifest jars jars-lock bench-drain validate
+
+help: ## List the commands
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): uv.lock pyproject.toml deploy/local/setup.sh
+	@PYTHON="$(PYTHON)" deploy/local/setup.sh
+	@touch $@
+
+setup: $(READY) ## Install what uv.lock says into .venv (PYTHON=… chooses the interpreter)
+
+# -- the stack ---------------------------------------------------------------------------------------------------------
+
+up: $(READY) ## Start Kafka, PostgreSQL and Dagster; twice is a no-op
+	@$(LOCAL) up $(ARGS)
+
+down: $(READY) ## Stop everything in order; nothing is lost
+	@$(LOCAL) down $(ARGS)
+
+status: $(READY) ## State, memory and restarts of each service; last log lines of what failed
+	@$(LOCAL) status
+
+logs: $(READY) ## Follow the log of SERVICE=kafka|postgres|code-server|webserver|daemon|stream, or of all
+	@$(LOCAL) logs $(SERVICE) --follow
+
+psql: $(READY) ## A prompt on the data set's database (ARGS="-c 'select 1'")
+	@$(LOCAL) psql $(ARGS)
+
+doctor: $(READY) ## Look at what this machine must have: Java, disk, whole jars
+	@$(LOCAL) doctor
+
+clean: $(READY) ## Stop everything and delete all data (YES=1)
+	@$(LOCAL) clean $(if $(YES),--yes) $(ARGS)
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+demo: $(READY) ## Everything from an empty folder to audited marts (DATA=file replays it, SPEED=…, EXIT=1 stops at the end)
+	@$(PY) -m deploy.local.demo $(if $(DATA),--data "$(DATA)") $(if $(SPEED),--speed "$(SPEED)") $(if $(EXIT),--exit) $(ARGS)
+
+send: $(READY) ## Check a shop's own records against the contracts and send them (FILE=orders.jsonl)
+	@test -n "$(FILE)" || { echo "error: name the file: make send FILE=orders.jsonl" >&2; exit 1; }
+	@$(PY) -m generator send "$(FILE)" $(ARGS)
+
+replay: $(READY) ## Replay an Online Retail file into its own data set (DATA=file.csv.gz, SPEED=…)
+	@test -n "$(DATA)" || { echo "error: name the file: make replay DATA=online_retail.csv.gz" >&2; exit 1; }
+	@$(PY) -m generator replay "$(DATA)" $(if $(SPEED),--speed "$(SPEED)") $(ARGS)
+
+audit: $(READY) ## Check the books of the data set: ledger, bronze, silver, dead letters, warehouse
+	@$(PY) -m crm_assets.monitoring.audit $(ARGS)
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+lint: $(READY) ## Style, types, directions of imports, SQL
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/sqlfluff lint --disable-progress-bar dbt/models
+
+test: lint ## Lint, then all tests; the integration tests start the real stack themselves
+	$(BIN)/pytest $(ARGS)
+
+test-unit: $(READY) ## Tests that need no service
+	$(BIN)/pytest tests/unit $(ARGS)
+
+test-integration: $(READY) ## Tests against the real stack
+	$(BIN)/pytest tests/integration $(ARGS)
+
+validate: $(READY) ## Load the code location with every service down
+	@$(BIN)/dagster definitions validate -w workspace.yaml
+
+contracts: $(READY) ## Write anew what is derived from the contracts and the settings
+	$(PY) -m crm_resources.contracts.derive_files
+	$(PY) -m crm_resources.settings_docs
+
+dbt-manifest: $(READY) ## Write the dbt manifest anew, in normalised form
+	$(PY) -m crm_assets.warehouse.manifest
+
+bench-drain: $(READY) ## Measure the way from Kafka to silver (takes a while)
+	@$(PY) -m tests.benchmarks.drain $(ARGS)
+
+jars: $(READY) ## Fetch the Java libraries of the lock file that are not there yet
+	@$(LOCAL) jars
+
+jars-lock: $(READY) ## Resolve the Java libraries anew and rewrite their lock file
+	@$(LOCAL) jars --relock
