@@ -91,6 +91,8 @@ def spark_conf(settings: Settings, app_name: str) -> dict[str, str]:
         "spark.sql.maxConcurrentOutputFileWriters": "32",
         "spark.sql.parquet.compression.codec": "zstd",
         "spark.sql.adaptive.enabled": "false",
+        # The last of two fields with one name counts, as it does for `from_json` and for the contracts' models.
+        "spark.sql.variant.allowDuplicateKeys": "true",
         "spark.sql.streaming.minBatchesToRetain": "20",
         "spark.sql.streaming.metricsEnabled": "false",
         "spark.scheduler.mode": "FAIR",

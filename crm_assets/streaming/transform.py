@@ -187,12 +187,19 @@ def _value_ok(wire: SparkColumn, column: Column, typed: SparkColumn | None = Non
 
     tests: list[SparkColumn] = [_spelling_ok(wire, column)]
     if column.type is ColumnType.TIMESTAMP:
-        tests.append((wire.try_cast("timestamp") if typed is None else typed).isNotNull())
+        tests.append(_is_time(wire, wire.try_cast("timestamp") if typed is None else typed))
     elif column.type is ColumnType.DECIMAL:
         tests.append(wire.rlike(_decimal_pattern(column)))
     elif column.type is ColumnType.LIST:
         tests.append(F.forall(wire, lambda item: item.isNotNull() & _all(_value_ok(item[c.name], c) for c in column.items)))
     return F.coalesce(_all(tests), F.lit(column.nullable))
+
+
+def _is_time(wire: SparkColumn, typed: SparkColumn) -> SparkColumn:
+    """Whether a text names a moment that exists; null when the text is null."""
+    from pyspark.sql import functions as F
+
+    return F.when(wire.isNotNull(), typed.isNotNull())
 
 
 def _spelling_ok(wire: SparkColumn, column: Column) -> SparkColumn:
@@ -267,11 +274,7 @@ def _rules(contract: Contract, limits: Limits) -> list[_Rule]:
     for c in contract.columns:
         if not c.nullable:
             rules.append(_Rule(Reason.MISSING_FIELD, m[c.name].isNull() & ~_present(c.name), F.lit(c.name)))
-        rules.extend(
-            _Rule(Reason.MISSING_FIELD, ~bad_type & F.exists(m[c.name], lambda x, i=i: x[i.name].isNull()), F.lit(f"{c.name}.{i.name}"))
-            for i in c.items
-            if not i.nullable
-        )
+        rules.extend(_item_missing_rule(c, i, bad_type) for i in c.items if not i.nullable)
     rules.extend(_Rule(Reason.INVALID_FIELD, _badly_typed(c), F.lit(f"{c.name}: not a JSON {_json_type(c)}")) for c in contract.columns)
     rules.append(_Rule(Reason.INVALID_FIELD, bad_type, F.lit("an item of a list has a field of the wrong type")))
     rules.extend(
@@ -310,7 +313,7 @@ def _field_rules(columns: Iterable[Column], parent: SparkColumn) -> list[_Rule]:
         wire, name = parent[c.name], c.name
         spelled = _spelling_ok(wire, c)
         if c.type is ColumnType.TIMESTAMP:
-            spelled = spelled & wire.try_cast("timestamp").isNotNull()
+            spelled = spelled & _is_time(wire, wire.try_cast("timestamp"))
         rules.append(_Rule(Reason.INVALID_FIELD, ~spelled, _shown(name, wire, c)))
         if c.type is ColumnType.DECIMAL:
             rules.append(_Rule(Reason.TOO_MANY_DECIMALS, ~wire.rlike(_decimal_pattern(c)), _shown(name, wire, c)))
@@ -321,13 +324,22 @@ def _field_rules(columns: Iterable[Column], parent: SparkColumn) -> list[_Rule]:
     return rules
 
 
+def _item_missing_rule(column: Column, item: Column, bad_type: SparkColumn) -> _Rule:
+    from pyspark.sql import functions as F
+
+    def broken(x: SparkColumn) -> SparkColumn:
+        return x.isNotNull() & x[item.name].isNull()
+
+    return _Rule(Reason.MISSING_FIELD, ~bad_type & F.exists(F.col("m")[column.name], broken), F.lit(f"{column.name}.{item.name}"))
+
+
 def _item_rule(column: Column, item: Column) -> _Rule:
     from pyspark.sql import functions as F
 
     def broken(x: SparkColumn) -> SparkColumn:
         spelled = _spelling_ok(x[item.name], item)
         if item.type is ColumnType.TIMESTAMP:
-            spelled = spelled & x[item.name].try_cast("timestamp").isNotNull()
+            spelled = spelled & _is_time(x[item.name], x[item.name].try_cast("timestamp"))
         return F.coalesce(~spelled, F.lit(False))
 
     return _Rule(Reason.INVALID_FIELD, F.exists(F.col("m")[column.name], broken), F.lit(f"{column.name}.{item.name}"))
@@ -354,7 +366,7 @@ def _present(name: str) -> SparkColumn:
     from pyspark.sql import functions as F
 
     found = F.try_variant_get("p", f"$.r[0].{name}", "variant")
-    return F.coalesce(~F.is_variant_null(found), F.lit(False))
+    return found.isNotNull() & ~F.is_variant_null(found)
 
 
 def _badly_typed(column: Column) -> SparkColumn:

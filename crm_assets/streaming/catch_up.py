@@ -1,0 +1,81 @@
+"""The two steps in batch mode: everything that waits in Kafka and bronze now, on the stream's own checkpoints, then the end.
+
+Runs only while it holds the lake's lock, so never beside the stream. Batch and stream give the same tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crm_assets.streaming.ingest import drain_ingest
+from crm_assets.streaming.refine import BatchCounts, RefineStep, drain_refine
+from crm_assets.streaming.tables import live
+from crm_resources.lake_lock import lake_lock
+from crm_resources.settings import Settings
+from crm_resources.spark import spark_session
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+    from pyspark.sql.streaming.query import StreamingQuery
+
+
+@dataclass(frozen=True)
+class CaughtUp:
+    """What a catch-up did: records captured in bronze, and the places of the records refined."""
+
+    ingested: int
+    refined: BatchCounts
+
+
+class CatchUpFailed(RuntimeError):
+    """A step ended with an error; what it had committed stays, the next run goes on from there."""
+
+
+def catch_up(settings: Settings) -> CaughtUp:
+    """Process what waits, in a Spark session of its own that ends with it.
+
+    Raises:
+        LakeLocked: the stream or another run writes this lake.
+        TopicsMissing: a topic does not exist.
+        CatchUpFailed: a step failed.
+    """
+    with lake_lock(settings.lake_root, "catch_up"):
+        spark = spark_session(settings, f"crm-catch-up-{settings.env}")
+        try:
+            return run_both_steps(spark, settings)
+        finally:
+            end_session(spark)
+
+
+def run_both_steps(spark: SparkSession, settings: Settings) -> CaughtUp:
+    """Both steps once, one after the other; the caller holds the lock."""
+    ingested = _finish(drain_ingest(spark, settings))
+    step = RefineStep(spark, settings, live(settings))
+    _finish(drain_refine(spark, settings, step))
+    return CaughtUp(ingested, step.total)
+
+
+def end_session(spark: SparkSession) -> None:
+    """Stop Spark and its Java process, so that a long-lived process does not keep it."""
+    from pyspark import SparkContext
+
+    spark.stop()
+    gateway = SparkContext._gateway
+    if gateway is not None:
+        gateway.shutdown()
+        process = getattr(gateway, "proc", None)
+        if process is not None:
+            process.stdin.close()
+            process.wait(timeout=60)
+        SparkContext._gateway = None
+        SparkContext._jvm = None
+
+
+def _finish(query: StreamingQuery) -> int:
+    """Wait for a query that ends by itself; returns the rows it read."""
+    query.awaitTermination()
+    error = query.exception()
+    if error is not None:
+        raise CatchUpFailed(f"{query.name} failed: {error}")
+    return sum(int(p["numInputRows"]) for p in query.recentProgress)
