@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
+from zlib import crc32
 
 import typer
 
@@ -43,22 +44,33 @@ _NAMED = 10_000
 
 @dataclass(frozen=True)
 class RawChecksum:
-    """Order-free checksum of raw bytes: the md5 halves as unsigned 64-bit numbers, each summed modulo 2^64, over `rows`."""
+    """Order-free checksum of raw bytes: the md5 halves as unsigned 64-bit numbers, each summed modulo 2^64, over `rows`.
+
+    `bound` sums the first halves weighted by their coordinates, so that two records that changed places show as well.
+    """
 
     rows: int = 0
     high: int = 0
     low: int = 0
+    bound: int = 0
 
-    def plus(self, digests: list[bytes]) -> RawChecksum:
-        """With further digests of 16 bytes."""
+    def plus(self, topic: str, partition: int, records: list[tuple[int, bytes]]) -> RawChecksum:
+        """With further records of a partition, each as (offset, digest of 16 bytes)."""
         halves = array("Q")
-        halves.frombytes(b"".join(digests))
+        halves.frombytes(b"".join(digest for _, digest in records))
         if sys.byteorder == "little":
             halves.byteswap()
-        return RawChecksum(self.rows + len(digests), (self.high + sum(halves[0::2])) % _MODULUS, (self.low + sum(halves[1::2])) % _MODULUS)
+        high = halves[0::2]
+        salt = crc32(topic.encode()) + partition * 2_654_435_761
+        return RawChecksum(
+            self.rows + len(records),
+            (self.high + sum(high)) % _MODULUS,
+            (self.low + sum(halves[1::2])) % _MODULUS,
+            (self.bound + sum(h * (2 * (offset + salt) + 1) for h, (offset, _) in zip(high, records, strict=True))) % _MODULUS,
+        )
 
     def __str__(self) -> str:
-        """32 hexadecimal digits."""
+        """The two sums as 32 hexadecimal digits."""
         return f"{self.high:016x}{self.low:016x}"
 
 
@@ -258,7 +270,8 @@ class _Audit:
                 self._mark_late(group, "ingested_at", offsets)
                 values = group.column("value").to_pylist()
                 states = self.book.states(group.topic, group.partition, offsets)
-                total = total.plus([payload_md5(v) for v, s in zip(values, states, strict=True) if _judged(s)])
+                judged = [(o, payload_md5(v)) for o, v, s in zip(offsets, values, states, strict=True) if _judged(s)]
+                total = total.plus(group.topic, group.partition, judged)
         return total
 
     def _read_unique(self, tables: Mapping[str, Callable[[], Iterator[pa.RecordBatch]]], seen: Seen, name: str) -> Counter[str]:
@@ -306,9 +319,11 @@ class _Audit:
         found = _LedgerFindings()
         for batch in self.sources.ledger(("event_id", "amount", "payload_md5", "topic", "partition", "offset", "defect")):
             for group in _by_partition(batch, "topic", "partition"):
-                states = list(self.book.states(group.topic, group.partition, group.column("offset").to_pylist()))
+                offsets = group.column("offset").to_pylist()
+                states = list(self.book.states(group.topic, group.partition, offsets))
                 digests = group.column("payload_md5").to_pylist()
-                found.checksum = found.checksum.plus([d for d, s in zip(digests, states, strict=True) if _judged(s)])
+                judged = [(o, d) for o, d, s in zip(offsets, digests, states, strict=True) if _judged(s)]
+                found.checksum = found.checksum.plus(group.topic, group.partition, judged)
                 rows = zip(*(group.column(c).to_pylist() for c in ("event_id", "amount", "defect")), states, strict=True)
                 for event_id, amount, defect, state in rows:
                     if not _judged(state):
