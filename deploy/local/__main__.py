@@ -51,7 +51,11 @@ def up(
     with _told():
         settings = load_settings()
         stack = Stack(settings, Reporter(console))
-        result = stack.up(environment=not services_only)
+        try:
+            result = stack.up(environment=not services_only)
+        except StackError:
+            write_report(settings.reports_dir, "up", Verdict.FAIL, _figures(stack.status()), started=started)
+            raise
         services = stack.status()
         console.print(_table(services))
         if result.webserver:

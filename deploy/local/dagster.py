@@ -28,12 +28,15 @@ STORAGE_VARIABLE = "CRM_DAGSTER_STORAGE"
 _ANSWER_SECONDS = 60
 """Importing the code anew takes some seconds."""
 
+_LONGEST_REASON = 400
+"""Characters."""
+
 _MOST_RUNS = 4
 """Each run is a process of about 300 MiB."""
 
 _LOCATION_QUERY = (
     "{ workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError { __typename "
-    "... on PythonError { message } } } } ... on PythonError { message } } }"
+    "... on PythonError { message causes { message } } } } } ... on PythonError { message causes { message } } } }"
 )
 
 
@@ -169,13 +172,13 @@ def location(port: int) -> tuple[LocationState, str]:
         return LocationState.LOADING, "the webserver does not answer"
     workspace_or_error = answer["data"]["workspaceOrError"]
     if "message" in workspace_or_error:
-        return LocationState.FAILED, str(workspace_or_error["message"])
+        return LocationState.FAILED, _innermost(workspace_or_error)
     for entry in workspace_or_error["locationEntries"]:
         found = entry["locationOrLoadError"]
         if entry["loadStatus"] != "LOADED" or found is None:
             return LocationState.LOADING, "the code location is being loaded"
         if found["__typename"] == "PythonError":
-            return LocationState.FAILED, str(found["message"])
+            return LocationState.FAILED, _innermost(found)
     return LocationState.LOADED, ""
 
 
@@ -210,6 +213,12 @@ def _request(port: int, method: str, path: str, body: str | None = None) -> dict
     finally:
         connection.close()
     return dict(json.loads(content)) if response.status == http.client.OK else None
+
+
+def _innermost(error: dict[str, Any]) -> str:
+    """The message that started it all, on one line; the outer ones only say that something failed."""
+    messages = [error["message"], *(cause["message"] for cause in error["causes"])]
+    return " ".join(str(messages[-1]).split())[:_LONGEST_REASON]
 
 
 def _program(name: str) -> str:

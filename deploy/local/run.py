@@ -96,6 +96,8 @@ def environment_of(settings: Settings) -> dict[str, str]:
         settings = load_settings({**os.environ, "CRM_WAREHOUSE_DSN": dsn})
     environ = {
         **os.environ,
+        # Tools of this installation, dbt above all, are found whether or not the environment was activated.
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
         "CRM_HOME": str(settings.home),
         "CRM_ENV": settings.env,
         "DAGSTER_HOME": str(dagster.folder(settings)),

@@ -10,14 +10,14 @@ import fcntl
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from crm_resources.settings import Settings, load_settings
+from crm_resources.settings import Settings
 from crm_resources.stream_launcher import SupervisedStream
 from crm_resources.supervisor import (
     SHARED_GROUP,
@@ -160,6 +160,9 @@ class Stack:
         with self._alone():
             self._fetch_jars()
             self._shared_up()
+            # What the shared services wrote down is part of the settings from here on.
+            taken = {"kafka_bootstrap": kafka.bootstrap(self._numbers()[Port.KAFKA]), "postgres_port": self._numbers()[Port.POSTGRES]}
+            self.settings = self.settings.model_copy(update=taken)
             if environment:
                 self._start_environment()
             # Kafka takes longest of the shared services; nothing before this line needs it.
@@ -222,25 +225,22 @@ class Stack:
         self._keep_dsn()
         services = (Service.KAFKA, Service.POSTGRES) if self._embeds_postgres else (Service.KAFKA,)
         environ = {"CRM_HOME": str(self.settings.home), "CRM_JARS_DIR": str(self.settings.jars_root)}
-        if self._supervisor.pid() is None:
+        fresh = self._supervisor.pid() is None
+        if fresh:
             self._clear_the_past()
-            numbers = self._take_ports(self._stack_file, SHARED_PORTS)
-            with self._say.step("preparing Kafka's storage"):
-                kafka.prepare(self.settings, numbers, self._java)
+        numbers = self._take_ports(self._stack_file, SHARED_PORTS) if fresh else ports.recorded(self._stack_file, SHARED_PORTS)
+        with self._say.step("preparing the storage of Kafka and PostgreSQL") if fresh else nullcontext():
+            kafka.prepare(self.settings, numbers, self._java)
             if self._embeds_postgres:
-                with self._say.step("preparing PostgreSQL's data"):
-                    postgres.prepare(self.settings, numbers[Port.POSTGRES])
-            self._write_stack_file(numbers)
-            supervisord.write_group(self.settings, SHARED_GROUP, services, environ)
+                postgres.prepare(self.settings, numbers[Port.POSTGRES])
+        self._write_stack_file(numbers)
+        supervisord.write_group(self.settings, SHARED_GROUP, services, environ)
+        if fresh:
             plain = {key: value for key, value in self._environ.items() if not key.startswith(("CRM_", "DAGSTER_"))}
             supervisord.start(self.settings, socket_path(self.settings.home), plain)
             self._supervisor = Supervisor(self.settings)
             self._started += [service.value for service in services]
         else:
-            numbers = ports.recorded(self._stack_file, SHARED_PORTS)
-            if self._embeds_postgres and not (postgres.data_folder(self.settings) / "PG_VERSION").exists():
-                postgres.prepare(self.settings, numbers[Port.POSTGRES])
-            supervisord.write_group(self.settings, SHARED_GROUP, services, environ)
             self._regroup(SHARED_GROUP)
             self._start_absent(services)
         if self._embeds_postgres:
@@ -252,8 +252,7 @@ class Stack:
                 raise StackError(f"the server of CRM_WAREHOUSE_DSN does not answer: {silent}", "correct the variable or start that server")
 
     def _start_environment(self) -> None:
-        # What the shared services wrote down is part of the settings from here on.
-        self.settings = settings = load_settings({**self._environ, "CRM_HOME": str(self.settings.home), "CRM_ENV": self.settings.env})
+        settings = self.settings
         known = settings.env in {info.group for info in self._supervisor.processes()}
         numbers = ports.recorded(self._ports_file, ENVIRONMENT_PORTS) if known else self._take_ports(self._ports_file, ENVIRONMENT_PORTS)
         ports.write_env(
@@ -307,7 +306,7 @@ class Stack:
         state, reason = dagster.location(webserver_port)
         if state is dagster.LocationState.FAILED:
             log = Service.CODE_SERVER.log_file(self.settings)
-            raise StackError(f"the code location {dagster.DEFINITIONS} does not load: {reason.strip().partition(chr(10))[0]}", f"see {log}")
+            raise StackError(f"the code location {dagster.DEFINITIONS} does not load: {reason}", f"see {log}")
 
     def _regroup(self, group: str) -> None:
         """Have the supervisor take up a group that is new or has another configuration."""
