@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
 log = logging.getLogger(__name__)
+client_log = logging.getLogger(f"{__name__}.client")
+"""What librdkafka says by itself, most of it about attempts it goes on to repeat."""
 
 MAX_TOPIC_MESSAGE_BYTES = 8 * 1024 * 1024
 """Largest record a topic takes: eight times what a contract accepts, so that an oversized message can be kept as a dead letter."""
@@ -379,7 +381,7 @@ def admin(settings: Settings) -> AdminClient:
     """Admin client of the settings' cluster."""
     from confluent_kafka.admin import AdminClient
 
-    return AdminClient(_common(settings), logger=log)
+    return AdminClient(_common(settings), logger=client_log)
 
 
 def producer(settings: Settings, overrides: Mapping[str, Any] | None = None, *, delivery_timeout_seconds: float = 60) -> Producer:
@@ -392,7 +394,7 @@ def producer(settings: Settings, overrides: Mapping[str, Any] | None = None, *, 
     """
     from confluent_kafka import Producer
 
-    return Producer(producer_config(settings, delivery_timeout_seconds) | dict(overrides or {}), logger=log)
+    return Producer(producer_config(settings, delivery_timeout_seconds) | dict(overrides or {}), logger=client_log)
 
 
 def producer_config(settings: Settings, delivery_timeout_seconds: float = 60) -> dict[str, Any]:
@@ -421,7 +423,7 @@ def consumer(settings: Settings, group: str, overrides: Mapping[str, Any] | None
         "enable.auto.commit": False,
         "fetch.message.max.bytes": MAX_TOPIC_MESSAGE_BYTES,
     }
-    return Consumer(config | dict(overrides or {}), logger=log)
+    return Consumer(config | dict(overrides or {}), logger=client_log)
 
 
 def _admin_api() -> Any:  # noqa: ANN401 -- the module's names are not exported in a way a type checker can follow
@@ -440,7 +442,7 @@ def _common(settings: Settings) -> dict[str, Any]:
 
 
 def _client_error(error: Any) -> None:  # noqa: ANN401 -- a KafkaError; its module is imported lazily
-    log.info("Kafka client: %s", error)
+    client_log.info("%s", error)
 
 
 def _metadata(client: AdminClient, settings: Settings, wait_seconds: float) -> Any:  # noqa: ANN401 -- confluent_kafka is untyped

@@ -6,6 +6,7 @@ Belongs here: arguments, progress, the table at the end, exit codes (0 all acked
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from crm_resources.kafka import KafkaUnavailableError, TopicError
+from crm_resources.kafka import KafkaUnavailableError, TopicError, client_log
 from crm_resources.ledger import LedgerError
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import Settings, load_settings
@@ -211,6 +212,7 @@ def _finish(settings: Settings, command: str, outcomes: list[Outcome], started: 
 @contextmanager
 def _errors() -> Iterator[None]:
     """Turn what can go wrong outside into a message and an exit code."""
+    client_log.setLevel(logging.CRITICAL)  # attempts the client repeats by itself; what comes of them is reported here
     try:
         yield
     except BadInputError as error:

@@ -538,19 +538,32 @@ def print_result(result: AuditResult, console: Console, environment: str) -> Non
     from rich.table import Table
 
     c = result.counts
-    counts = Table(title=f"audit of {environment}")
-    for heading in ("acked", "refused", "bronze", "silver", "dead letters", "duplicates dropped", "warehouse", "missing", "doubled"):
-        counts.add_column(heading, justify="right")
-    numbers = (c.acked, c.refused, c.bronze, c.silver, c.dead_letters, c.duplicates, c.warehouse, result.missing_rows, result.doubled_rows)
-    counts.add_row(*(f"{n:,}" for n in numbers))
+    counts = Table(title=f"audit of {environment}", title_justify="left", show_header=False)
+    counts.add_column()
+    counts.add_column(justify="right")
+    for name, number in (
+        ("acked", c.acked),
+        ("refused by the producer or broker", c.refused),
+        ("bronze", c.bronze),
+        ("silver", c.silver),
+        ("dead letters", c.dead_letters),
+        ("exact duplicates dropped", c.duplicates),
+        ("warehouse", c.warehouse),
+        ("missing", result.missing_rows),
+        ("doubled", result.doubled_rows),
+    ):
+        counts.add_row(name, f"{number:,}")
     console.print(counts)
-    checks = Table()
-    for heading in ("", "check", "", "detail"):
-        checks.add_column(heading)
+    checks = Table(show_header=False)
+    for _ in range(3):
+        checks.add_column()
     for check in result.checks:
-        checks.add_row(check.invariant, check.name, "[green]ok[/]" if check.passed else "[red]BROKEN[/]", check.detail)
+        text = f"{check.name}: {check.detail}" if check.detail else check.name
+        checks.add_row(check.invariant, "[green]ok[/]" if check.passed else "[red]BROKEN[/]", text)
     console.print(checks)
-    console.print(f"raw checksum: ledger {result.ledger_checksum}, bronze {result.bronze_checksum}")
+    if result.dead_letter_reasons:
+        console.print("dead letters by reason: " + ", ".join(f"{name} {n:,}" for name, n in result.dead_letter_reasons.items()))
+    console.print(f"raw checksum: ledger {result.ledger_checksum}, bronze {result.bronze_checksum}", soft_wrap=True)
     if c.unledgered:
         console.print(f"{c.unledgered:,} bronze records come from producers without a ledger")
     if c.in_flight:
