@@ -1,0 +1,11 @@
+{# Keys that several models build and that must agree. #}
+
+{# Key of a dimension member: never null, never equal to the one unknown member. #}
+{% macro member_key(identifier) -%}
+    coalesce('id:' || {{ identifier }}, 'unknown')
+{%- endmacro %}
+
+{# Key of an order line. The line number comes last, so two lines never share a key whatever the order id holds. #}
+{% macro order_line_key(order_id, line_number) -%}
+    {{ order_id }} || '/' || {{ line_number }}
+{%- endmacro %}

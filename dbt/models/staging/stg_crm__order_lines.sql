@@ -1,0 +1,20 @@
+-- Grain: one row per line of an order message.
+
+with source as (
+
+    select * from {{ source('crm', 'order_lines') }}
+
+)
+
+select
+    event_id,
+    line_number,
+    product_id,
+    upper(product_id) as product_code,
+    description,
+    quantity,
+    unit_price,
+    cast(quantity * unit_price as numeric(18, 4)) as amount,
+    line_time,
+    source_line
+from source

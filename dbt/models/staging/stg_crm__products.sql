@@ -1,0 +1,23 @@
+-- Grain: one row per product message (a product sends one whenever it changes).
+
+with source as (
+
+    select * from {{ source('crm', 'products') }}
+
+)
+
+select
+    event_id,
+    product_id,
+    upper(product_id) as product_code,
+    sequence,
+    name,
+    category,
+    price,
+    currency,
+    stock,
+    active as is_active,
+    event_time as message_at,
+    ingested_at,
+    loaded_at
+from source
