@@ -198,6 +198,7 @@ def _literal(value: object) -> str:
 
 
 def _quoted(value: str) -> str:
-    if "\n" in value:
-        raise StackError("a CRM_* variable holds a line break, which the supervisor's configuration cannot", "remove it")
-    return _literal(value).replace("\\", "\\\\").replace('"', '\\"')
+    """The supervisor knows no escapes inside quotes, and strips quotes of both kinds from the ends."""
+    if "\n" in value or '"' in value or value.strip("'") != value:
+        raise StackError(f"the supervisor's configuration cannot hold the value {value!r}", "take quotes and line breaks out of it")
+    return _literal(value)

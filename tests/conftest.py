@@ -1,0 +1,82 @@
+"""What tests of all kinds share: the real stack, started once per session when a test first asks for it, and the real data.
+
+The session's stack has a home of its own, ports that are free, and the data set `test`. Only the fetched jars are shared
+with the checkout's own stack.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crm_resources.settings import REPOSITORY, Settings, load_settings
+from deploy.local import jars
+from deploy.local.stack import Stack
+
+ENVIRONMENT = "test"
+
+
+@pytest.fixture(scope="session")
+def jars_dir() -> Path:
+    """Folder of the fetched Java libraries, fetched when they are absent."""
+    folder = Path(os.environ.get("CRM_JARS_DIR") or REPOSITORY / ".crm" / "jars")
+    jars.ensure(folder, jars.read_lock())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack_environ(tmp_path_factory: pytest.TempPathFactory, jars_dir: Path) -> dict[str, str]:
+    """Variables for a process that shall work with the session's stack: the session's home and data set, nothing of the caller's."""
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("CRM_", "DAGSTER_"))}
+    return {
+        **plain,
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), plain.get("PATH", os.defpath))),
+        "CRM_HOME": str(tmp_path_factory.mktemp("stack")),
+        "CRM_ENV": ENVIRONMENT,
+        "CRM_JARS_DIR": str(jars_dir),
+        "CRM_DRIVER_MEMORY": "1g",
+        "CRM_TRIGGER_SECONDS": "1",
+        "CRM_REFRESH_SECONDS": "5",
+    }
+
+
+@pytest.fixture(scope="session")
+def _session_stack(stack_environ: dict[str, str]) -> Iterator[Stack]:
+    stack = Stack(load_settings(stack_environ), environ=stack_environ)
+    try:
+        yield stack
+    finally:
+        stack.down()
+
+
+@pytest.fixture(scope="session")
+def stack_services(_session_stack: Stack) -> Stack:
+    """The session's Kafka and PostgreSQL, without Dagster; `stack_services.settings` knows their ports."""
+    _session_stack.up(environment=False)
+    return _session_stack
+
+
+@pytest.fixture(scope="session")
+def stack(stack_services: Stack) -> Stack:
+    """The session's whole stack, with Dagster's three services for the data set `test`."""
+    stack_services.up()
+    return stack_services
+
+
+@pytest.fixture
+def settings(stack_services: Stack) -> Settings:
+    """Settings of the session's data set, with the ports its services took."""
+    return stack_services.settings
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real data sets beside the checkout; a test that needs it is skipped where it is absent."""
+    folder = Path(os.environ.get("CRM_SHARED_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"REAL DATA ABSENT: {folder} does not exist; name it with CRM_SHARED_DATA")
+    return folder
