@@ -5,9 +5,11 @@ Belongs here: what Dagster shows and runs. Not here: the load itself (`load`), S
 """
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -138,7 +140,9 @@ def dbt_assets_definition() -> list[dg.AssetsDefinition]:
 
 def dbt_resource() -> DbtCliResource:
     """Run dbt as a command; which database it talks to comes with the environment of each run."""
-    return DbtCliResource(project_dir=os.fspath(DBT_PROJECT), profiles_dir=os.fspath(DBT_PROJECT))
+    # The dbt of this installation, wherever PATH points: the location must load with an empty environment.
+    dbt = Path(sys.executable).with_name("dbt")
+    return DbtCliResource(project_dir=os.fspath(DBT_PROJECT), profiles_dir=os.fspath(DBT_PROJECT), dbt_executable=os.fspath(dbt))
 
 
 @contextmanager
