@@ -12,7 +12,7 @@ from crm_resources.dagster_resources import SettingsResource
 
 @dg.asset(
     key=KAFKA_KEY,
-    group_name=Group.INFRASTRUCTURE,
+    group_name=Group.INFRASTRUCTURE.value,
     kinds={"kafka"},
     owners=OWNERS,
     description="The Kafka cluster all topics live on. Materializing asks it who it is.",
@@ -27,7 +27,7 @@ def kafka_cluster(settings: SettingsResource) -> dg.MaterializeResult[None]:
 
 @dg.asset(
     key=POSTGRES_KEY,
-    group_name=Group.INFRASTRUCTURE,
+    group_name=Group.INFRASTRUCTURE.value,
     kinds={"postgres"},
     owners=OWNERS,
     description="The warehouse database: schemas, raw tables from the contracts, the read-only role. Materializing applies them.",

@@ -17,7 +17,7 @@ def topic_asset(contract: Contract) -> dg.AssetsDefinition:
     @dg.asset(
         key=topic_key(contract.plural),
         deps=[KAFKA_KEY],
-        group_name=Group.INGESTION,
+        group_name=Group.INGESTION.value,
         kinds={"kafka"},
         owners=OWNERS,
         description=f"Kafka topic of the {contract.plural}. {contract.description} Key: see the guide to producing.",

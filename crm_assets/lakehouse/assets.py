@@ -54,7 +54,7 @@ def _spec(key: dg.AssetKey, description: str) -> dg.AssetSpec:
         key,
         deps=[STREAM_KEY, *upstream] if key == BRONZE_KEY else upstream,
         description=description,
-        group_name=Group.LAKEHOUSE,
+        group_name=Group.LAKEHOUSE.value,
         kinds={"deltalake", "spark"},
         owners=OWNERS,
         freshness_policy=_FRESH if key == BRONZE_KEY or key.path[0] == "silver" else None,

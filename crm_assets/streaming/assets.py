@@ -26,7 +26,7 @@ ALIVE = {StreamState.STARTING, StreamState.RUNNING, StreamState.RESTARTING}
 @dg.asset(
     key=STREAM_KEY,
     deps=[topic_key(c.plural) for c in contracts()],
-    group_name=Group.STREAMING,
+    group_name=Group.STREAMING.value,
     kinds={"spark"},
     owners=OWNERS,
     description=(

@@ -33,7 +33,7 @@ def raw_specs() -> list[dg.AssetSpec]:
             raw_key(table.name),
             deps=[silver_key(contract.plural), POSTGRES_KEY],
             description=f"{table.description} Loaded from silver by Delta version, exactly once.",
-            group_name=Group.WAREHOUSE,
+            group_name=Group.WAREHOUSE.value,
             kinds={"postgres", "arrow"},
             owners=OWNERS,
             skippable=True,
@@ -115,7 +115,7 @@ class ModelTranslator(DagsterDbtTranslator):
         layer = node["fqn"][1] if node["resource_type"] == "model" else "seeds"
         return spec.replace_attributes(
             key=dg.AssetKey([layer, node["name"]]),
-            group_name=Group.MARTS if layer == "marts" else Group.WAREHOUSE,
+            group_name=(Group.MARTS if layer == "marts" else Group.WAREHOUSE).value,
             owners=OWNERS,
         )
 
