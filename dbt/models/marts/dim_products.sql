@@ -58,7 +58,7 @@ with_unknown as (
         null as name,
         null as description,
         null as category,
-        null as price,
+        cast(null as numeric(14, 4)) as price,
         null as currency,
         null as stock,
         null as is_active,
