@@ -6,13 +6,21 @@ and recording. Not here: what listens on a port.
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import socket
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from deploy.local.errors import StackError
+
+CLAIM_SECONDS = 120
+"""After that a service listens on its port, or never will."""
 
 HIGHEST_PORT = 65_535
 LOOPBACK = "127.0.0.1"
@@ -51,6 +59,15 @@ class Choice:
         return self.number != self.wished
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A port a stack has chosen and may not listen on yet; `at` is in seconds since 1970."""
+
+    number: int
+    home: str
+    at: float
+
+
 def choose(wishes: Mapping[Port, int], is_free: Callable[[int], bool], reserved: Iterable[int] = ()) -> list[Choice]:
     """Give each port its wish or the next free number above it, each number once.
 
@@ -70,6 +87,34 @@ def choose(wishes: Mapping[Port, int], is_free: Callable[[int], bool], reserved:
             raise StackError(f"no free port from {wished} upwards for {port}", "stop what listens there")
         given.add(number)
         choices.append(Choice(port, number, wished))
+    return choices
+
+
+def take(home: Path, wishes: Mapping[Port, int], reserved: Iterable[int] = ()) -> list[Choice]:
+    """Choose ports that are free, and note the claim for other stacks of this user that choose before ours listen.
+
+    Args:
+        home: whose ports they are.
+        wishes: the number each port would like.
+        reserved: numbers that belong to others although nothing listens there now.
+
+    Raises:
+        StackError: no free number is left above a wish.
+    """
+    register = Path(tempfile.gettempdir()) / f"crm-{os.getuid()}-ports.json"
+    with register.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        try:
+            noted = [Claim(**entry) for entry in json.loads(file.read() or "[]")]
+        except (ValueError, TypeError):
+            # A torn register is no reason not to start; it only saves a rare collision.
+            noted = []
+        others = [claim for claim in noted if claim.home != str(home) and 0 <= time.time() - claim.at < CLAIM_SECONDS]
+        choices = choose(wishes, is_free, {*reserved, *(claim.number for claim in others)})
+        mine = [Claim(choice.number, str(home), time.time()) for choice in choices]
+        file.truncate(0)
+        file.write(json.dumps([asdict(claim) for claim in (*others, *mine)]))
     return choices
 
 

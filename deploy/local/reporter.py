@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from deploy.local.jars import Progress as JarProgress
 
@@ -38,12 +39,20 @@ class Reporter:
     def jars(self) -> Iterator[JarProgress]:
         """Show jars as they arrive; nothing is shown when none is fetched."""
         columns = (TextColumn("    {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            tasks = {}
+        progress = Progress(*columns, console=self.console, transient=True)
+        tasks: dict[str, TaskID] = {}
+        # Both groups are fetched at the same time.
+        turn = threading.Lock()
 
-            def advance(group: str, done: int, total: int) -> None:
+        def advance(group: str, done: int, total: int) -> None:
+            with turn:
+                progress.start()
                 if group not in tasks:
                     tasks[group] = progress.add_task(f"fetching jars for {group}", total=total)
                 progress.update(tasks[group], completed=done)
 
+        try:
             yield advance
+        finally:
+            if tasks:
+                progress.stop()

@@ -43,8 +43,8 @@ SHARED_PORTS = (Port.KAFKA, Port.KAFKA_CONTROLLER, Port.POSTGRES)
 ENVIRONMENT_PORTS = (Port.WEBSERVER, Port.CODE_SERVER)
 ENVIRONMENT_SERVICES = (Service.CODE_SERVER, Service.WEBSERVER, Service.DAEMON, Service.STREAM)
 
-READY_SECONDS = 120
-"""Longest wait for one service; on a busy laptop the slowest one takes about 20 s."""
+READY_SECONDS = 240
+"""Longest wait for one service; the slowest takes 8 s alone, and a minute on a machine that is overloaded ten times."""
 
 DOWN_SECONDS = 240
 """Longest wait for everything to stop: the stream may take 120 s to finish its batch, Kafka and PostgreSQL 60 s each."""
@@ -360,7 +360,7 @@ class Stack:
         reserved = {
             int(value) for path in (*others, self._stack_file) if path != file for value in ports.read_env(path).values() if value.isdigit()
         }
-        choices = ports.choose(ports.recorded(file, names), ports.is_free, reserved)
+        choices = ports.take(self.settings.home, ports.recorded(file, names), reserved)
         for choice in choices:
             if choice.moved and choice.wished not in reserved:
                 self._say.note(f"port {choice.wished} is taken; {choice.port.value} is {choice.number}")
