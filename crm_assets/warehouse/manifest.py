@@ -1,9 +1,10 @@
-"""The dbt manifest that is kept in the repository: made offline, without anything that differs from machine to machine.
+"""What is kept of the dbt project in the repository: its manifest and column lineage, without anything of one machine or run.
 
-Belongs here: running `dbt parse`, normalising what it writes, telling whether the kept file is stale. Not here: how Dagster reads it
-(`crm_assets.warehouse.assets`).
+Belongs here: running `dbt compile` offline, normalising what it writes, telling whether the kept files are stale. Not here: how
+lineage is read from SQL (`lineage`), or how Dagster uses the manifest (`assets`).
 
-`python -m crm_assets.warehouse.manifest` rewrites `dbt/manifest.json`; with `--check` it only tells, with exit code 1 when stale.
+`python -m crm_assets.warehouse.manifest` rewrites `dbt/manifest.json` and `dbt/column_lineage.json`; with `--check` it only tells, with
+exit code 1 when one is stale.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from crm_assets.warehouse.lineage import LINEAGE, column_lineage, lineage_text
 from crm_resources.settings import REPOSITORY
 
 PROJECT = REPOSITORY / "dbt"
 MANIFEST = PROJECT / "manifest.json"
 EPOCH = "1970-01-01T00:00:00Z"
 
-_OF_A_RUN = {
+_OF_A_RUN: dict[str, object] = {
     "generated_at": EPOCH,
     "invocation_started_at": EPOCH,
     "run_started_at": EPOCH,
@@ -30,26 +32,27 @@ _OF_A_RUN = {
     "user_id": None,
     "env": {},
 }
-_PER_NODE = {"created_at": 0.0, "build_path": None, "compiled_path": None, "root_path": None}
+_OF_A_MACHINE = ("created_at", "build_path", "compiled_path", "root_path", "compiled", "compiled_code", "extra_ctes", "extra_ctes_injected")
 
 
 class ManifestError(RuntimeError):
-    """dbt could not parse the project; the message holds what it said."""
+    """dbt could not read the project; the message holds what it said."""
 
 
-def parse_project(project: Path = PROJECT) -> dict[str, Any]:
-    """Manifest of the project as `dbt parse` writes it, with no service, no cache and none of this process's settings.
+def compile_project(project: Path = PROJECT) -> dict[str, Any]:
+    """Manifest of the project as `dbt compile` writes it, with no service, no cache and none of this process's settings.
 
     Raises:
         ManifestError: a model, a yml file or the project file has an error.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DBT_"))}
     with tempfile.TemporaryDirectory(prefix="crm-dbt-") as folder:
-        command = [sys.executable, "-m", "dbt.cli.main", "parse", "--no-partial-parse", "--quiet", "--no-version-check"]
+        offline = ["--no-introspect", "--no-populate-cache", "--no-partial-parse", "--no-version-check", "--quiet"]
         places = ["--project-dir", str(project), "--profiles-dir", str(project), "--target-path", folder, "--log-path", folder]
-        done = subprocess.run([*command, *places], env=inherited, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "dbt.cli.main", "compile", *offline, *places]
+        done = subprocess.run(command, env=inherited, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ManifestError(f"dbt parse failed in {project}:\n{done.stdout}{done.stderr}".strip())
+            raise ManifestError(f"dbt compile failed in {project}:\n{done.stdout}{done.stderr}".strip())
         manifest: dict[str, Any] = json.loads((Path(folder) / "manifest.json").read_text())
     return manifest
 
@@ -80,22 +83,33 @@ def manifest_text(manifest: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(sections) + "\n}\n"
 
 
-def is_stale() -> bool:
-    """Whether the kept manifest differs from what the project says now."""
-    return not MANIFEST.exists() or MANIFEST.read_text() != manifest_text(normalised(parse_project()))
+def kept_files(project: Path = PROJECT) -> dict[Path, str]:
+    """What the kept files should hold now.
+
+    Raises:
+        ManifestError: the project does not compile.
+    """
+    compiled = compile_project(project)
+    return {MANIFEST: manifest_text(normalised(compiled)), LINEAGE: lineage_text(column_lineage(compiled))}
 
 
-def write() -> bool:
-    """Rewrite the kept manifest; returns whether it changed."""
-    text = manifest_text(normalised(parse_project()))
-    changed = not MANIFEST.exists() or MANIFEST.read_text() != text
-    if changed:
-        MANIFEST.write_text(text)
-    return changed
+def stale_files() -> list[Path]:
+    """Kept files that are absent or differ from what the project says now."""
+    return [path for path, text in kept_files().items() if not path.exists() or path.read_text() != text]
+
+
+def write_files() -> list[Path]:
+    """Rewrite the stale files and return them."""
+    written = []
+    for path, text in kept_files().items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            written.append(path)
+    return written
 
 
 def _without_run(node: dict[str, Any]) -> dict[str, Any]:
-    kept = {**node, **{key: value for key, value in _PER_NODE.items() if key in node}}
+    kept = {key: value for key, value in node.items() if key not in _OF_A_MACHINE}
     depends = kept.get("depends_on")
     if isinstance(depends, dict):
         kept["depends_on"] = {**depends, "macros": []}
@@ -103,20 +117,21 @@ def _without_run(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Command line: rewrite the manifest, or with `--check` tell whether it is stale."""
+    """Command line: rewrite the kept files, or with `--check` tell whether they are stale."""
     import typer
 
-    def run(check: bool = typer.Option(False, "--check", help="Change nothing; exit code 1 when the kept manifest is stale.")) -> None:
-        """Keep `dbt/manifest.json` in step with the dbt project."""
+    def run(check: bool = typer.Option(False, "--check", help="Change nothing; exit code 1 when a kept file is stale.")) -> None:
+        """Keep the manifest and the column lineage in step with the dbt project."""
         try:
-            if not check:
-                typer.echo(f"{MANIFEST.relative_to(REPOSITORY)}: {'rewritten' if write() else 'up to date'}")
-            elif is_stale():
-                typer.echo("dbt/manifest.json is stale; rewrite it with `python -m crm_assets.warehouse.manifest`", err=True)
-                raise typer.Exit(1)
+            changed = stale_files() if check else write_files()
         except ManifestError as error:
             typer.echo(str(error), err=True)
             raise typer.Exit(1) from error
+        for path in changed:
+            typer.echo(
+                f"{path.relative_to(REPOSITORY)} {'is stale; run python -m crm_assets.warehouse.manifest' if check else 'rewritten'}"
+            )
+        raise typer.Exit(1 if check and changed else 0)
 
     typer.run(run)
 

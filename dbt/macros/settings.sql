@@ -15,7 +15,7 @@
     {%- if fixed -%}
         date '{{ fixed }}'
     {%- else -%}
-        {{ business_date("timestamp with time zone '" ~ run_started_at.isoformat() ~ "'") }}
+        {{ business_date("timestamp with time zone '" ~ (run_started_at | string) ~ "'") }}
     {%- endif -%}
 {%- endmacro %}
 

@@ -6,7 +6,7 @@ with by_document as (
         target_order_id as order_id,
         sum(applied_amount) as cancelled_amount,
         sum(refund_excess) as refund_excess,
-        count(distinct (order_id, form)) filter (where is_repeated) as repeated_cancellations,
+        count(distinct order_id || '/' || form) filter (where is_repeated) as repeated_cancellations,
         min(cancelled_at) as first_cancelled_at
     from {{ ref('int_cancellations') }}
     where target_order_id is not null

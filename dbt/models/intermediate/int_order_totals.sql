@@ -2,8 +2,8 @@
 
 select
     order_id,
-    count(*) as lines,
-    count(*) filter (where line_class = 'sale') as sale_lines,
+    count(order_line_key) as lines,
+    count(order_line_key) filter (where line_class = 'sale') as sale_lines,
     coalesce(sum(quantity) filter (where line_class = 'sale'), 0) as sale_quantity,
     coalesce(sum(amount) filter (where line_class = 'sale'), 0) as sale_amount,
     coalesce(sum(amount) filter (where line_class = 'cancellation'), 0) as cancellation_amount,

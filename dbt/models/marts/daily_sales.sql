@@ -48,7 +48,7 @@ cancellation_movements as (
         0 as orders_restated,
         0 as sale_lines,
         0 as sale_quantity,
-        count(*) as cancellation_lines,
+        count(cancellation_key) as cancellation_lines,
         0 as refund_excess,
         0 as repeated_cancellations,
         count(*) filter (where is_held) as held_cancellation_lines,

@@ -5,6 +5,7 @@
 with purchases as (
 
     select
+        orders.order_id,
         orders.customer_key,
         orders.business_date,
         orders.sale_amount,
@@ -49,7 +50,7 @@ visits as (
         basis,
         min(business_date) as first_purchase_date,
         max(business_date) as last_purchase_date,
-        count(*) as frequency,
+        count(order_id) as frequency,
         count(distinct business_date) as purchase_days
     from purchases
     group by customer_key, basis
@@ -99,7 +100,7 @@ select
     cast(1 + below_frequency * {{ var('rfm_bands') }} / scored as integer) as frequency_score,
     cast(1 + below_monetary * {{ var('rfm_bands') }} / scored as integer) as monetary_score,
     {{ as_of() }} as as_of,
-    cast('{{ run_started_at.isoformat() }}' as timestamp with time zone) as scored_at,
+    cast('{{ run_started_at | string }}' as timestamp with time zone) as scored_at,
     'rfm-1' as model_version,
     'rfm_bands' as method
 from ranked
