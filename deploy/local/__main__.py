@@ -221,6 +221,9 @@ def _told() -> Iterator[None]:
     except StackError as error:
         console.print(f"[red]error:[/red] {error}", markup=True, soft_wrap=True)
         raise typer.Exit(1) from error
+    except OSError as error:
+        console.print(f"[red]error:[/red] {error}; see that {error.filename or 'the place'} is yours and the disk has room", soft_wrap=True)
+        raise typer.Exit(1) from error
     except ValidationError as error:
         for problem in error.errors():
             place = ".".join(str(part) for part in problem["loc"])

@@ -132,6 +132,9 @@ def ensure(root: Path, lock: Lock, *, java: str = "java", progress: Progress = l
     Raises:
         StackError: a jar could not be fetched, or arrived twice with a wrong sha256.
     """
+    if _is_as_locked(root, lock):
+        # Nothing is written then: the folder may belong to somebody else.
+        return 0
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root):
         absent = {group: [jar for jar in jars if state_of(jar, root / group) is not JarState.WHOLE] for group, jars in lock.items()}
@@ -166,6 +169,11 @@ def sha256_of(path: Path) -> str:
     """sha256 of a file, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _is_as_locked(root: Path, lock: Lock) -> bool:
+    whole = all(state is JarState.WHOLE for state in inspect(root, lock).values())
+    return whole and all({file.name for file in (root / group).glob("*.jar")} == {jar.file for jar in jars} for group, jars in lock.items())
 
 
 def _fetch_group(root: Path, group: str, jars: Sequence[Jar], java: str, progress: Progress) -> None:
