@@ -103,11 +103,12 @@ def event_to_mart_seconds(settings: Settings, quantile: float) -> float | None:
 
     from crm_resources.ledger import ledger_dir, ledger_files, read_ledger
 
+    batches = [b for file in ledger_files(ledger_dir(settings.environment_dir)) for b in read_ledger(file, ["event_id", "intended_at"])]
+    if not batches:
+        return None
+    sent = pa.Table.from_batches(batches)
+    intended = pa.table({"event_id": sent["event_id"].cast(pa.string()), "intended_at": sent["intended_at"]})
     visible = _visible_at(settings)
-    intended = pa.Table.from_batches(
-        [b for file in ledger_files(ledger_dir(settings.environment_dir)) for b in read_ledger(file, ["event_id", "intended_at"])],
-        schema=pa.schema([("event_id", pa.string()), ("intended_at", pa.timestamp("us", tz="UTC"))]),
-    )
     joined = intended.group_by("event_id").aggregate([("intended_at", "min")]).join(visible, "event_id", join_type="inner")
     if joined.num_rows == 0:
         return None

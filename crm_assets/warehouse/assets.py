@@ -4,6 +4,7 @@ Belongs here: what Dagster shows and runs. Not here: the load itself (`load`), S
 (`crm_assets.monitoring.refresh`).
 """
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_as
 
 from crm_assets.conventions import OWNERS, POSTGRES_KEY, Group, raw_key, raw_lineage, raw_schema, raw_table_owners, silver_key
 from crm_assets.monitoring.refresh import REFRESH_JOB, business_date
+from crm_assets.warehouse.lineage import kept_lineage
 from crm_resources.contracts import contracts
 from crm_resources.contracts.derive_postgres import raw_tables
 from crm_resources.dagster_resources import SettingsResource
@@ -112,12 +114,33 @@ class ModelTranslator(DagsterDbtTranslator):
         node = manifest["nodes"].get(unique_id) or manifest["sources"][unique_id]
         if node["resource_type"] == "source":
             return spec
-        layer = node["fqn"][1] if node["resource_type"] == "model" else "seeds"
+        key = model_key(node)
         return spec.replace_attributes(
-            key=dg.AssetKey([layer, node["name"]]),
-            group_name=(Group.MARTS if layer == "marts" else Group.WAREHOUSE).value,
+            key=key,
+            group_name=(Group.MARTS if key.path[0] == "marts" else Group.WAREHOUSE).value,
             owners=OWNERS,
         )
+
+
+def model_lineage() -> dict[dg.AssetKey, dg.TableColumnLineage]:
+    """Column lineage of every dbt model by asset key, from the file kept beside the manifest."""
+    manifest: dict[str, Any] = json.loads(DBT_MANIFEST.read_text())
+    keys = {
+        **{uid: model_key(node) for uid, node in manifest["nodes"].items() if node["resource_type"] in ("model", "seed")},
+        **{uid: raw_key(node["name"]) for uid, node in manifest["sources"].items()},
+    }
+    return {
+        keys[uid]: dg.TableColumnLineage(
+            {name: [dg.TableColumnDep(keys[parent], column) for parent, column in deps] for name, deps in columns.items()}
+        )
+        for uid, columns in kept_lineage().items()
+    }
+
+
+def model_key(node: Mapping[str, Any]) -> dg.AssetKey:
+    """Asset key of a model or seed: its layer and its name."""
+    layer = node["fqn"][1] if node["resource_type"] == "model" else "seeds"
+    return dg.AssetKey([layer, node["name"]])
 
 
 def dbt_assets_definition() -> list[dg.AssetsDefinition]:
@@ -130,7 +153,10 @@ def dbt_assets_definition() -> list[dg.AssetsDefinition]:
         loaded = settings.load()
         started = datetime.now(UTC)
         with environment(warehouse.dbt_environment(loaded)):
-            yield from dbt.cli(["build"], context=context).stream().fetch_column_metadata()
+            for key, lineage in model_lineage().items():
+                if key in context.selected_asset_keys:
+                    context.add_asset_metadata({"dagster/column_lineage": lineage}, asset_key=key)
+            yield from dbt.cli(["build"], context=context).stream()
         warehouse.record_refresh(
             loaded, started_at=started, finished_at=datetime.now(UTC), as_of=business_date(started, loaded.business_timezone, loaded.as_of)
         )
