@@ -92,7 +92,15 @@ def _lake(settings: Settings, path: str, columns: tuple[str, ...]) -> Iterator[p
     if table is None:
         return
     for file in lake.files_of(table):
-        yield from lake.read_columns(settings, path, [file], columns).to_batches(max_chunksize=50_000)
+        yield from _without_views(lake.read_columns(settings, path, [file], columns)).to_batches(max_chunksize=50_000)
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """The table with plain strings and bytes: files that delta-rs rewrote come with view types, which few Arrow functions take."""
+    import pyarrow as pa
+
+    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    return table.cast(pa.schema([field.with_type(plain.get(field.type, field.type)) for field in table.schema]))
 
 
 def _warehouse_reader(settings: Settings, plural: str) -> Callable[[], Iterator[pa.RecordBatch]]:
