@@ -41,6 +41,13 @@ RESERVED = frozenset({"jars", "kafka", "logs", "postgres", "reports", "secrets",
 
 SHARED_PORTS = (Port.KAFKA, Port.KAFKA_CONTROLLER, Port.POSTGRES)
 ENVIRONMENT_PORTS = (Port.WEBSERVER, Port.CODE_SERVER)
+_LISTENERS = {
+    Port.KAFKA: Service.KAFKA,
+    Port.KAFKA_CONTROLLER: Service.KAFKA,
+    Port.POSTGRES: Service.POSTGRES,
+    Port.WEBSERVER: Service.WEBSERVER,
+    Port.CODE_SERVER: Service.CODE_SERVER,
+}
 ENVIRONMENT_SERVICES = (Service.CODE_SERVER, Service.WEBSERVER, Service.DAEMON, Service.STREAM)
 
 READY_SECONDS = 240
@@ -228,7 +235,7 @@ class Stack:
         fresh = self._supervisor.pid() is None
         if fresh:
             self._clear_the_past()
-        numbers = self._take_ports(self._stack_file, SHARED_PORTS) if fresh else ports.recorded(self._stack_file, SHARED_PORTS)
+        numbers = self._take_ports(self._stack_file, SHARED_PORTS)
         with self._say.step("preparing the storage of Kafka and PostgreSQL") if fresh else nullcontext():
             kafka.prepare(self.settings, numbers, self._java)
             if self._embeds_postgres:
@@ -253,8 +260,7 @@ class Stack:
 
     def _start_environment(self) -> None:
         settings = self.settings
-        known = settings.env in {info.group for info in self._supervisor.processes()}
-        numbers = ports.recorded(self._ports_file, ENVIRONMENT_PORTS) if known else self._take_ports(self._ports_file, ENVIRONMENT_PORTS)
+        numbers = self._take_ports(self._ports_file, ENVIRONMENT_PORTS)
         ports.write_env(
             self._ports_file,
             {**{p.value: str(n) for p, n in numbers.items()}, "CRM_WEBSERVER_URL": f"http://{LOOPBACK}:{numbers[Port.WEBSERVER]}"},
@@ -338,7 +344,11 @@ class Stack:
             info = self._supervisor.process(service)
             if info is not None and info.state in {ProcessState.FATAL, ProcessState.EXITED, ProcessState.STOPPED}:
                 raise StackError(f"{name} does not start; its log ends with:\n{log_tail(service.log_file(self.settings))}")
-            return info is not None and info.state is not ProcessState.BACKOFF and ready()
+            if info is None or not info.state.is_up:
+                return False
+            port = self._port_of(service, self.settings)
+            # Without a look at who listens, another stack's service on the same port would be taken for ours.
+            return (port is None or ports.listens(info.pid, port)) and ready()
 
         log = service.log_file(self.settings)
         if service.value in self._started:
@@ -356,16 +366,18 @@ class Stack:
             file.unlink()
 
     def _take_ports(self, file: Path, names: Sequence[Port]) -> dict[Port, int]:
-        others = [path for path in self.settings.home.glob("*/ports.env") if path != file]
-        reserved = {
-            int(value) for path in (*others, self._stack_file) if path != file for value in ports.read_env(path).values() if value.isdigit()
-        }
-        choices = ports.take(self.settings.home, ports.recorded(file, names), reserved)
+        """Ports of what is up stay; the others are recorded ones that are free, or the next free ones."""
+        wishes = ports.recorded(file, names)
+        kept = {port: number for port, number in wishes.items() if self._is_up(_LISTENERS[port])}
+        elsewhere = [path for path in (self._stack_file, *self.settings.home.glob("*/ports.env")) if path != file]
+        reserved = {int(value) for path in elsewhere for value in ports.read_env(path).values() if value.isdigit()} | set(kept.values())
+        absent = {port: number for port, number in wishes.items() if port not in kept}
+        choices = ports.take(self.settings.home, absent, reserved)
         for choice in choices:
             if choice.moved and choice.wished not in reserved:
                 self._say.note(f"port {choice.wished} is taken; {choice.port.value} is {choice.number}")
                 self._moved.append(choice)
-        return {choice.port: choice.number for choice in choices}
+        return kept | {choice.port: choice.number for choice in choices}
 
     def _write_stack_file(self, numbers: Mapping[Port, int]) -> None:
         values = {port.value: str(number) for port, number in numbers.items()}
@@ -434,7 +446,10 @@ class Stack:
     # -- small questions ----------------------------------------------------------------------------------------------
 
     def _is_up(self, service: Service) -> bool:
-        info = self._supervisor.process(service)
+        try:
+            info = self._supervisor.process(service)
+        except SupervisorError:
+            return False
         return info is not None and info.state.is_up
 
     def _is_running(self, service: Service) -> bool:
