@@ -1,0 +1,196 @@
+"""Every mart against an independent computation from the real file, and the figures that are known of it, to the last digit."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from crm_resources import warehouse
+from crm_resources.contracts import contract_for
+from crm_resources.settings import Settings
+from deploy.local.stack import Stack
+from tests.oracle import marts as oracle
+from tests.oracle.lake_writer import write
+from tests.oracle.online_retail import ZONE, read_lines, silver_orders
+from tests.oracle.refresh import data_set, mart, refresh
+
+pytestmark = [pytest.mark.integration, pytest.mark.real_data]
+
+FILE = Path("online-retail") / "online_retail_2010_2011.csv.gz"
+
+
+@pytest.fixture(scope="module")
+def file_lines(shared_data: Path) -> pl.DataFrame:
+    return read_lines(shared_data / FILE)
+
+
+@pytest.fixture(scope="module")
+def lines(file_lines: pl.DataFrame) -> pl.DataFrame:
+    return oracle.classified(file_lines)
+
+
+@pytest.fixture(scope="module")
+def matching(lines: pl.DataFrame) -> oracle.Matching:
+    return oracle.match(lines)
+
+
+@pytest.fixture(scope="module")
+def built(stack_services: Stack, file_lines: pl.DataFrame) -> Settings:
+    settings = data_set(stack_services.settings, "marts_real", as_of=oracle.AS_OF, timezone=ZONE)
+    write(settings, contract_for("order"), silver_orders(file_lines))
+    refresh(settings)
+    return settings
+
+
+def same(actual: pl.DataFrame, expected: pl.DataFrame, *keys: str) -> None:
+    """Every column of the expectation, every row, exactly."""
+    casts = [pl.col(name).cast(expected.schema[name]) for name in expected.columns]
+    assert_frame_equal(actual.select(casts).sort(keys), expected.sort(keys), check_exact=True)
+
+
+def one(settings: Settings, sql: str) -> tuple[object, ...]:
+    return warehouse.fetch_rows(settings, sql)[0]
+
+
+class TestAgainstTheOracle:
+    def test_order_lines(self, built: Settings, lines: pl.DataFrame, matching: oracle.Matching):
+        same(mart(built, "fct_order_lines", money=("unit_price", "amount")), oracle.order_lines(lines, matching), "source_line")
+
+    def test_orders(self, built: Settings, lines: pl.DataFrame, matching: oracle.Matching):
+        money = ("sale_amount", "cancellation_amount", "adjustment_amount", "other_amount", "cancelled_amount", "restated_amount")
+        same(mart(built, "fct_orders", money=money), oracle.orders(lines, matching), "order_id")
+
+    def test_cancellations(self, built: Settings, lines: pl.DataFrame, matching: oracle.Matching):
+        credits = matching.credits.join(lines, on="source_line").select(
+            "source_line",
+            applied_amount=(pl.col("matched").cast(oracle.MONEY) * pl.col("unit_price").cast(oracle.MONEY)).cast(oracle.MONEY),
+            cancellation_outcome=pl.when(pl.col("matched") == pl.col("asked"))
+            .then(pl.lit("matched in full"))
+            .when(pl.col("matched") > 0)
+            .then(pl.lit("matched in part"))
+            .otherwise(pl.lit("unmatched")),
+        )
+        where = "line_class = 'cancellation' and customer_key <> 'unknown'"
+        same(mart(built, "fct_order_lines", money=("applied_amount",), where=where), credits, "source_line")
+
+    def test_daily_sales(self, built: Settings, lines: pl.DataFrame, matching: oracle.Matching):
+        money = ("gross_amount", "cancelled_amount_booked", "cancelled_amount_restated", "adjustment_amount", "other_amount")
+        same(mart(built, "daily_sales", money=money), oracle.daily_sales(lines, matching), "business_date", "customer_known")
+
+    def test_customers(self, built: Settings, lines: pl.DataFrame):
+        same(mart(built, "dim_customers", where="not is_unknown"), oracle.customers(lines), "customer_key")
+
+    def test_products(self, built: Settings, lines: pl.DataFrame):
+        same(mart(built, "dim_products", where="not is_unknown"), oracle.products(lines), "product_key")
+
+    @pytest.mark.parametrize("basis", ["booked", "restated"])
+    def test_rfm(self, built: Settings, lines: pl.DataFrame, matching: oracle.Matching, basis: str):
+        scores = mart(built, "rfm_scores", money=("monetary",), where=f"basis = '{basis}'")
+        segments = mart(built, "rfm_segments").select("rfm_score_key", "segment")
+        same(scores.join(segments, on="rfm_score_key"), oracle.rfm(lines, matching, basis), "customer_key")
+
+
+class TestKnownFigures:
+    def test_sales_of_known_customers(self, built: Settings):
+        sql = (
+            "select count(*), count(distinct customer_key), count(distinct order_id), sum(amount) from marts.fct_order_lines "
+            "where line_class = 'sale' and customer_key <> 'unknown'"
+        )
+        lines, customers, invoices, revenue = one(built, sql)
+        assert (lines, customers, invoices, Decimal(str(revenue))) == (397_884, 4_338, 18_532, Decimal("8911407.904"))
+
+    def test_all_lines_by_class(self, built: Settings):
+        rows = warehouse.fetch_rows(built, "select line_class, sum(amount), count(*) from marts.fct_order_lines group by line_class")
+        assert {kind: Decimal(amount) for kind, amount, _ in rows} == {
+            "sale": Decimal("10655622.484"),
+            "cancellation": Decimal("-896812.49"),
+            "adjustment": Decimal("-11062.06"),
+            "other": Decimal(0),
+        }
+        assert sum(count for _, _, count in rows) == 541_909
+
+    def test_totals_agree_as_booked_and_restated(self, built: Settings):
+        sql = "select sum(total_amount_booked), sum(total_amount_restated) from marts.daily_sales"
+        assert [Decimal(str(v)) for v in one(built, sql)] == [Decimal("9747747.934")] * 2
+
+    def test_dimensions(self, built: Settings):
+        sql = (
+            "select (select count(*) from marts.fct_orders), (select count(*) from marts.dim_customers where not is_unknown), "
+            "(select count(*) from marts.dim_customers where is_unknown), (select count(*) from marts.dim_products where is_unknown)"
+        )
+        assert one(built, sql) == (25_900, 4_372, 1, 1)
+
+    def test_cancellations(self, built: Settings):
+        rows = warehouse.fetch_rows(
+            built,
+            "select cancellation_outcome, count(*), sum(applied_amount), sum(unmatched_amount) from marts.fct_order_lines "
+            "where line_class = 'cancellation' and customer_key <> 'unknown' group by 1",
+        )
+        assert {outcome: count for outcome, count, _, _ in rows} == {
+            "matched in full": 7_181,
+            "matched in part": 53,
+            "unmatched": 1_671,
+        }
+        assert sum(Decimal(str(applied)) for _, _, applied, _ in rows) == Decimal("464239.77")
+        assert sum(Decimal(str(unmatched)) for _, _, _, unmatched in rows) == Decimal("147102.32")
+        assert one(built, "select count(*) from marts.fct_orders where is_wholly_cancelled") == (144,)
+
+    @pytest.mark.parametrize(
+        ("basis", "customers", "frequency", "monetary"),
+        [("booked", 4_338, 18_532, "8911407.904"), ("restated", 4_327, 18_388, "8311069.954")],
+    )
+    def test_rfm_sums(self, built: Settings, basis: str, customers: int, frequency: int, monetary: str):
+        count, orders, amount = one(built, f"select count(*), sum(frequency), sum(monetary) from marts.rfm_scores where basis = '{basis}'")
+        assert (count, int(str(orders)), Decimal(str(amount))) == (customers, frequency, Decimal(monetary))
+
+    @pytest.mark.parametrize(
+        ("basis", "counts"),
+        [
+            ("booked", [788, 672, 572, 402, 402, 359, 299, 254, 234, 231, 125]),
+            ("restated", [810, 657, 573, 390, 373, 360, 317, 243, 240, 235, 129]),
+        ],
+    )
+    def test_segments(self, built: Settings, basis: str, counts: list[int]):
+        order = ["Champions", "Hibernating", "Lost", "New Customers", "Loyal", "At Risk", "Potential Loyalist", "Need Attention"]
+        order += ["Promising", "About To Sleep", "Cannot Lose Them"]
+        rows = warehouse.fetch_rows(built, f"select segment, count(*) from marts.rfm_segments where basis = '{basis}' group by segment")
+        assert dict(rows) == dict(zip(order, counts, strict=True))
+
+    def test_customers_who_change_segment(self, built: Settings):
+        sql = (
+            "select count(*) from marts.rfm_segments as booked join marts.rfm_segments as restated using (customer_key) "
+            "where booked.basis = 'booked' and restated.basis = 'restated' and booked.segment <> restated.segment"
+        )
+        assert one(built, sql) == (129,)
+
+    def test_a_customer_whose_only_order_was_cancelled_has_no_score(self, built: Settings):
+        rows = warehouse.fetch_rows(built, "select basis, monetary from marts.rfm_scores where customer_key = 'id:12346'")
+        assert [(basis, Decimal(amount)) for basis, amount in rows] == [("booked", Decimal("77183.60"))]
+
+    def test_a_customer_who_falls_from_promising_to_lost(self, built: Settings):
+        rows = warehouse.fetch_rows(
+            built,
+            "select basis, monetary, recency_days, segment from marts.rfm_scores join marts.rfm_segments using (rfm_score_key, basis) "
+            "where rfm_scores.customer_key = 'id:16446' order by basis",
+        )
+        assert [(basis, Decimal(amount), recency, segment) for basis, amount, recency, segment in rows] == [
+            ("booked", Decimal("168472.50"), 1, "Promising"),
+            ("restated", Decimal("2.90"), 206, "Lost"),
+        ]
+
+
+def test_loading_and_building_again_changes_nothing(built: Settings):
+    def fingerprint() -> tuple[object, ...]:
+        rows = "select (to_jsonb(t) - 'scored_at')::text as row from marts.{table} as t"
+        one = "select '{table}', md5(string_agg(row, '|' order by row)) from (" + rows + ") as rows"
+        tables = ("fct_orders", "daily_sales", "rfm_scores", "rfm_segments", "dim_customers", "dim_products")
+        sql = " union all ".join(one.format(table=table) for table in tables)
+        return tuple(sorted(warehouse.fetch_rows(built, sql)))
+
+    before = fingerprint()
+    refresh(built, "run")
+    assert fingerprint() == before

@@ -1,0 +1,45 @@
+"""Runs load and dbt over a data set the way the platform does, for tests of what comes out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import date
+
+import polars as pl
+
+from crm_assets.warehouse.load import load_all
+from crm_resources import warehouse
+from crm_resources.settings import REPOSITORY, Settings
+
+PROJECT = REPOSITORY / "dbt"
+
+
+def data_set(settings: Settings, name: str, *, as_of: date | None = None, timezone: str = "UTC") -> Settings:
+    """Settings of another data set on the same server, with a lake and a database of its own."""
+    return settings.model_copy(update={"env": name, "as_of": as_of, "business_timezone": timezone})
+
+
+def refresh(settings: Settings, *arguments: str) -> None:
+    """Load what is new and build the marts with their tests."""
+    load_all(settings)
+    run_dbt(settings, *(arguments or ("build",)))
+
+
+def run_dbt(settings: Settings, *arguments: str, project_variables: str = "{}") -> str:
+    """Run dbt over the data set; fails with its output when dbt does."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DBT_"))} | dict(warehouse.dbt_environment(settings))
+    with tempfile.TemporaryDirectory(prefix="crm-dbt-") as folder:
+        places = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT), "--target-path", folder, "--log-path", folder]
+        command = [sys.executable, "-m", "dbt.cli.main", *arguments, *places, "--vars", project_variables, "--no-version-check"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def mart(settings: Settings, table: str, *, money: tuple[str, ...] = (), where: str = "true") -> pl.DataFrame:
+    """Rows of a mart; `money` columns as exact decimals."""
+    frame = pl.DataFrame(warehouse.fetch_arrow(settings, f"select * from marts.{table} where {where}"))
+    return frame.with_columns(pl.col(*money).cast(pl.Decimal(38, 4))) if money else frame
