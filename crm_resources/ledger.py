@@ -230,10 +230,12 @@ def read_ledger(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa
     import pyarrow as pa
 
     with path.open("rb") as file:
+        head = file.read(_LONGEST_BEGINNING)  # looked at first: a writer may add to the file while it is being opened
+        file.seek(0)
         try:
             stream = pa.ipc.open_stream(file)
         except (pa.ArrowInvalid, OSError) as error:
-            if _only_a_beginning(path):
+            if _only_a_beginning(head):
                 return
             raise LedgerError(f"{path} is no ledger: {error}") from error
         if stream.schema.names != ledger_schema().names:
@@ -247,6 +249,9 @@ def read_ledger(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa
                 return  # the tail of a killed writer: rows that never counted
             yield batch.select(list(columns)) if columns is not None else batch
 
+
+_LONGEST_BEGINNING = 4096
+"""Bytes; the message that holds the schema is shorter."""
 
 _FILE = re.compile(r"(?P<run>.+)-(?P<number>\d+)\.arrows")
 
@@ -278,11 +283,10 @@ def _number_of(path: Path) -> int:
     return int(found["number"]) if found else 0
 
 
-def _only_a_beginning(path: Path) -> bool:
+def _only_a_beginning(head: bytes) -> bool:
     """Whether the file is what a writer killed before its first whole message leaves: nothing, or the start of a schema."""
-    with path.open("rb") as file:
-        head = file.read(4)
-    return head == b"\xff\xff\xff\xff"[: len(head)] and path.stat().st_size < 4096
+    marker = b"\xff\xff\xff\xff"
+    return len(head) < _LONGEST_BEGINNING and head[: len(marker)] == marker[: len(head)]
 
 
 def _sync_directory(directory: Path) -> None:

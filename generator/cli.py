@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -212,9 +214,14 @@ def _finish(settings: Settings, command: str, outcomes: list[Outcome], started: 
 @contextmanager
 def _errors() -> Iterator[None]:
     """Turn what can go wrong outside into a message and an exit code."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop by a supervisor ends like Ctrl-C: with what was acked
     client_log.setLevel(logging.CRITICAL)  # attempts the client repeats by itself; what comes of them is reported here
     try:
         yield
+    except KeyboardInterrupt as error:
+        _complain("interrupted")
+        raise typer.Exit(130) from error
     except BadInputError as error:
         _complain(str(error))
         raise typer.Exit(2) from error

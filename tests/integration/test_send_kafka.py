@@ -147,6 +147,26 @@ def test_kill_9_of_the_generator_leaves_only_rows_that_are_in_kafka(shop: Settin
     assert ledger.items() <= held.items()
 
 
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_with_130_and_what_was_acked(
+    stack_services: Stack, stack_environ: dict[str, str], sign: signal.Signals
+) -> None:
+    settings = stack_services.settings.model_copy(update={"env": f"s_interrupted_{sign.name.lower()}"})
+    kafka.ensure(settings)
+    environ = {**stack_environ, "CRM_ENV": settings.env, "CRM_KAFKA_BOOTSTRAP": settings.kafka_bootstrap}
+    command = [sys.executable, "-m", "generator", "synthetic", "--no-history", "--live", "120", "--rate", "100", "--customers", "50"]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not read_ledger_rows(settings):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+        process.send_signal(sign)
+        shown, complaints = process.communicate(timeout=30)
+    assert process.returncode == 130, complaints
+    assert "acked" in shown
+    assert len(read_ledger_rows(settings)) == len(read_all(settings)) > 0
+
+
 def test_a_broker_that_is_down_ends_with_1_and_says_what_to_do(environ: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "shop.jsonl"
     path.write_text(example("json lines"))
