@@ -49,7 +49,7 @@ def compile_project(project: Path = PROJECT) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="crm-dbt-") as folder:
         offline = ["--no-introspect", "--no-populate-cache", "--no-partial-parse", "--no-version-check", "--quiet"]
         places = ["--project-dir", str(project), "--profiles-dir", str(project), "--target-path", folder, "--log-path", folder]
-        command = [sys.executable, "-m", "dbt.cli.main", "compile", *offline, *places]
+        command = [os.fspath(Path(sys.executable).with_name("dbt")), "compile", *offline, *places]
         done = subprocess.run(command, env=inherited, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ManifestError(f"dbt compile failed in {project}:\n{done.stdout}{done.stderr}".strip())

@@ -16,7 +16,7 @@ from deploy.local.stack import Stack
 from tests.oracle import marts as oracle
 from tests.oracle.lake_writer import write
 from tests.oracle.online_retail import ZONE, read_lines, silver_orders
-from tests.oracle.refresh import data_set, mart, refresh
+from tests.oracle.refresh import WITHOUT_TESTS, data_set, mart, refresh
 
 pytestmark = [pytest.mark.integration, pytest.mark.real_data]
 
@@ -192,5 +192,5 @@ def test_loading_and_building_again_changes_nothing(built: Settings):
         return tuple(sorted(warehouse.fetch_rows(built, sql)))
 
     before = fingerprint()
-    refresh(built, "run")
+    refresh(built, *WITHOUT_TESTS)
     assert fingerprint() == before

@@ -76,13 +76,13 @@ def match(lines: pl.DataFrame) -> Matching:
     for source_line, at, pile, asked in cancellations:
         wanted = asked
         for sale in reversed(sales[pile]):
-            if sale[1] > at or wanted <= 0:  # type: ignore[operator]
+            if sale[1] > at or wanted <= 0:
                 continue
-            pieces = min(wanted, sale[2])  # type: ignore[call-overload]
-            sale[2] -= pieces  # type: ignore[operator]
+            pieces = min(wanted, sale[2])
+            sale[2] -= pieces
             wanted -= pieces
             if pieces:
-                taken[sale[0]] += pieces  # type: ignore[index]
+                taken[sale[0]] += pieces
         credits.append((source_line, asked - wanted, asked))
     return Matching(
         pl.DataFrame(list(taken.items()), schema={"source_line": pl.Int64, "cancelled_quantity": pl.Int64}, orient="row"),

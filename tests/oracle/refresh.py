@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from datetime import date
+from pathlib import Path
 
 import polars as pl
 
@@ -15,6 +16,7 @@ from crm_resources import warehouse
 from crm_resources.settings import REPOSITORY, Settings
 
 PROJECT = REPOSITORY / "dbt"
+WITHOUT_TESTS = ("build", "--exclude-resource-type", "test", "unit_test")
 
 
 def data_set(settings: Settings, name: str, *, as_of: date | None = None, timezone: str = "UTC") -> Settings:
@@ -33,7 +35,7 @@ def run_dbt(settings: Settings, *arguments: str, project_variables: str = "{}") 
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DBT_"))} | dict(warehouse.dbt_environment(settings))
     with tempfile.TemporaryDirectory(prefix="crm-dbt-") as folder:
         places = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT), "--target-path", folder, "--log-path", folder]
-        command = [sys.executable, "-m", "dbt.cli.main", *arguments, *places, "--vars", project_variables, "--no-version-check"]
+        command = [os.fspath(Path(sys.executable).with_name("dbt")), *arguments, *places, "--vars", project_variables, "--no-version-check"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout
