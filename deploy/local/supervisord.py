@@ -53,7 +53,7 @@ PROGRAMS: dict[Service, Program] = {
     program.service: program
     for program in (
         # Both hold the data: they get the time to write it out.
-        Program(Service.KAFKA, stop_seconds=60, autostart=True),
+        Program(Service.KAFKA, start_seconds=10, stop_seconds=60, autostart=True),
         # INT is PostgreSQL's fast shutdown: sessions are ended, nothing is lost. TERM would wait for Dagster's sessions.
         Program(Service.POSTGRES, start_seconds=3, stop_signal="INT", stop_seconds=60, autostart=True),
         # Runs are children of the code server and must not outlive it unseen.
