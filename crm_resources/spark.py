@@ -91,6 +91,8 @@ def spark_conf(settings: Settings, app_name: str) -> dict[str, str]:
         "spark.sql.maxConcurrentOutputFileWriters": "32",
         "spark.sql.parquet.compression.codec": "zstd",
         "spark.sql.adaptive.enabled": "false",
+        # Java does not compile methods above 8000 bytes of code; Spark then has to split its code instead of fusing it.
+        "spark.sql.codegen.hugeMethodLimit": "8000",
         # The last of two fields with one name counts, as it does for `from_json` and for the contracts' models.
         "spark.sql.variant.allowDuplicateKeys": "true",
         "spark.sql.streaming.minBatchesToRetain": "20",

@@ -31,8 +31,8 @@ LOG = logging.getLogger(__name__)
 
 REFINE = "refine"
 
-BYTES_PER_RECORD = 160
-"""Size of a record in a bronze file, about; turns the wanted batch size into the byte limit Delta's source understands."""
+BYTES_PER_RECORD = 60
+"""Size of a record in a bronze file while bronze is empty; then its own mean is taken."""
 
 ROWS_PER_FILE = 500_000
 """A batch's rows of one table go to one file up to this many."""
@@ -292,11 +292,19 @@ def _writer(spark: SparkSession, settings: Settings, step: RefineStep) -> DataSt
     _share(spark)
     rows = (
         spark.readStream.format("delta")
-        .option("maxBytesPerTrigger", str(settings.max_records_per_batch * BYTES_PER_RECORD))
+        .option("maxBytesPerTrigger", str(batch_bytes(settings)))
         .option("maxFilesPerTrigger", str(MAX_FILES))
         .load(settings.table_uri(BRONZE.path))
     )
     return rows.writeStream.queryName(REFINE).option("checkpointLocation", str(step.place.checkpoint)).foreachBatch(step)
+
+
+def batch_bytes(settings: Settings) -> int:
+    """Bytes of bronze that hold about `max_records_per_batch` records; Delta's source has no limit by records."""
+    table = open_table(settings, BRONZE.path)
+    files = [] if table is None else files_of(table)
+    rows, size = sum(f.rows for f in files), sum(f.size_bytes for f in files)
+    return int(settings.max_records_per_batch * (size / rows if rows else BYTES_PER_RECORD)) or 1
 
 
 def _share(spark: SparkSession) -> None:

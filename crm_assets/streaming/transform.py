@@ -79,7 +79,7 @@ def screen(records: DataFrame, contract: Contract, limits: Limits) -> DataFrame:
         F.col("j._corrupt").isNull(),
         F.col("j.z") == 1,
         F.size("j.r") == 1,
-        ~F.coalesce(F.col("text").rlike(_suspicious_text(contract)), F.lit(True)),
+        ~_suspicious(contract),
         m["entity"] == contract.entity,
         m["schema_version"].isin(*KNOWN_SCHEMA_VERSIONS),
         m["entity_key"] == F.coalesce(*(m[name] for name in ENTITY_KEY_FIELDS[contract.entity])),
@@ -397,11 +397,21 @@ def _json_type(column: Column) -> str:
             return "string"
 
 
-def _suspicious_text(contract: Contract) -> str:
-    """Pattern of texts that need a closer look: a string field that is no string, or an escape of NUL or of a surrogate."""
-    names = [c.name for c in contract.columns if _reads_anything(c)]
-    names += [i.name for c in contract.columns for i in c.items if _reads_anything(i)]
-    return _not_a_string(sorted(set(names))) + r"|\\u(?:0000|[dD][89a-fA-F])"
+def _suspicious(contract: Contract) -> SparkColumn:
+    """Whether the text needs a closer look: a string field that is no string, or an escape of NUL or of a surrogate.
+
+    A quick pattern finds fields whose value is neither text nor null and whose name is not one of the contract's numbers,
+    booleans and lists; only where it finds one, a dearer pattern looks for the contract's own string fields.
+    """
+    from pyspark.sql import functions as F
+
+    text = F.col("text")
+    every = [*contract.columns, *(i for c in contract.columns for i in c.items)]
+    strings = sorted({c.name for c in every if _reads_anything(c)})
+    others = sorted({c.name for c in every if not _reads_anything(c)} - set(strings))
+    quick = rf'"(?=\s*:\s*[^"\sn])(?<!"(?:{"|".join(others)})")'
+    escape = text.contains("\\u") & text.rlike(r"\\u(?:0000|[dD][89a-fA-F])")
+    return F.coalesce((text.rlike(quick) & text.rlike(_not_a_string(strings))) | escape, F.lit(True))
 
 
 def _not_a_string(names: list[str]) -> str:

@@ -1,0 +1,80 @@
+"""A lake filled by hand: records go to bronze as if captured, the refine step runs on them, tables come back as rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from crm_assets.streaming.refine import RefineStep, drain_refine
+from crm_assets.streaming.tables import bronze_schema, create_bronze, live, refined_tables
+from crm_resources.contracts import contract_for
+from crm_resources.lake import files_of, open_table, read_columns
+from crm_resources.layout import BRONZE, topic_name
+from crm_resources.settings import Settings
+from tests.integration.stream.messages import ARRIVED, Message
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+
+@dataclass(frozen=True)
+class Record:
+    """A Kafka record as bronze keeps it."""
+
+    entity: str
+    value: bytes | None
+    offset: int
+    partition: int = 0
+
+
+def records(entity: str, values: Iterable[Message | bytes | None], *, first_offset: int = 0, partition: int = 0) -> list[Record]:
+    """Records with consecutive offsets."""
+    return [Record(entity, json.dumps(v).encode() if isinstance(v, dict) else v, first_offset + n, partition) for n, v in enumerate(values)]
+
+
+class Lake:
+    """Bronze and the refined tables of one test."""
+
+    def __init__(self, spark: SparkSession, settings: Settings) -> None:
+        self.spark = spark
+        self.settings = settings
+
+    def frame(self, captured: Sequence[Record]) -> DataFrame:
+        """The records as rows of bronze."""
+        rows = [(r.partition, r.offset, ARRIVED, ARRIVED, b"key", r.value, self.topic(r.entity), ARRIVED.date()) for r in captured]
+        return self.spark.createDataFrame(rows, bronze_schema())
+
+    def topic(self, entity: str) -> str:
+        return topic_name(self.settings.env, contract_for(entity).plural)
+
+    def capture(self, captured: Sequence[Record]) -> None:
+        """Append the records to bronze in one commit."""
+        create_bronze(self.spark, self.settings)
+        self.frame(captured).coalesce(1).write.format("delta").mode("append").save(self.settings.table_uri(BRONZE.path))
+
+    def refine(self) -> RefineStep:
+        """Refine what bronze holds beyond the checkpoint; returns the step with its counts."""
+        step = RefineStep(self.spark, self.settings, live(self.settings))
+        query = drain_refine(self.spark, self.settings, step)
+        query.awaitTermination()
+        error = query.exception()
+        if error is not None:
+            raise error
+        return step
+
+    def rows(self, table: str, *columns: str) -> list[dict[str, Any]]:
+        """Columns of a refined table, in no order."""
+        found = next(t for t in refined_tables() if t.name == table)
+        opened = open_table(self.settings, found.path)
+        return [] if opened is None else read_columns(self.settings, found.path, files_of(opened), columns).to_pylist()
+
+    def places(self) -> list[tuple[str, int, int]]:
+        """Coordinates of every row of every refined table: the books close when each of bronze is here once."""
+        position = ("kafka_topic", "kafka_partition", "kafka_offset")
+        return sorted(tuple(r[c] for c in position) for t in refined_tables() for r in self.rows(t.name, *position))  # type: ignore[misc] # three columns
+
+    def coordinates(self, captured: Iterable[Record]) -> list[tuple[str, int, int]]:
+        """Coordinates of records, as `places` gives them."""
+        return sorted((self.topic(r.entity), r.partition, r.offset) for r in captured)
