@@ -41,6 +41,9 @@ RESERVED = frozenset({"jars", "kafka", "logs", "postgres", "reports", "secrets",
 
 SHARED_PORTS = (Port.KAFKA, Port.KAFKA_CONTROLLER, Port.POSTGRES)
 ENVIRONMENT_PORTS = (Port.WEBSERVER, Port.CODE_SERVER)
+_ODD_CHARACTERS = frozenset("%\"';\n")
+"""The supervisor's configuration cannot hold them in a path, at least not in every place."""
+
 _LISTENERS = {
     Port.KAFKA: Service.KAFKA,
     Port.KAFKA_CONTROLLER: Service.KAFKA,
@@ -161,6 +164,9 @@ class Stack:
         """
         if self.settings.env in RESERVED:
             raise StackError(f"CRM_ENV={self.settings.env} is the name of a folder of the stack itself", "choose another name")
+        odd = sorted(set(str(self.settings.home) + str(self.settings.jars_root)) & _ODD_CHARACTERS)
+        if odd:
+            raise StackError(f"the folder {self.settings.home} has {' '.join(odd)} in its path", "choose another with CRM_HOME")
         self._started, self._moved = [], []
         preflight.demand(preflight.check_java(self._java), preflight.check_disk(self.settings.home))
         self.settings.home.mkdir(parents=True, exist_ok=True)
@@ -209,7 +215,9 @@ class Stack:
             supervisor_pid = self._supervisor.pid()
             if supervisor_pid is not None:
                 self._stop_supervisor(supervisor_pid)
-            return bool(leftovers.stop(self.settings)) or supervisor_pid is not None
+            ran = bool(leftovers.stop(self.settings)) or supervisor_pid is not None
+            supervisord.remove_socket(self.settings)
+            return ran
 
     def status(self) -> list[ServiceStatus]:
         """Every service of every data set that is up; empty when the stack is down."""

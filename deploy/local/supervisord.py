@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crm_resources.settings import REPOSITORY, Settings
-from crm_resources.supervisor import SHARED_GROUP, Service, Supervisor
+from crm_resources.supervisor import SHARED_GROUP, Service, Supervisor, socket_path
 from deploy.local.errors import StackError
 from deploy.local.waiting import wait_for
 
@@ -155,10 +155,18 @@ def start(settings: Settings, socket: Path, environ: Mapping[str, str]) -> None:
     )
     log = folder(settings) / "supervisord.log"
     if run.returncode != 0:
-        last = run.stdout.strip().splitlines()[-1:]
-        raise StackError(f"the supervisor did not start: {' '.join(last)}", f"see {log}")
+        reasons = [line for line in run.stdout.splitlines() if line.startswith("Error")] or run.stdout.strip().splitlines()[-1:]
+        raise StackError(f"the supervisor did not start: {' '.join(reasons)}", f"see {log}")
     supervisor = Supervisor(settings)
     wait_for(lambda: supervisor.pid() is not None, _START_SECONDS, f"the supervisor does not answer; see {log}")
+
+
+def remove_socket(settings: Settings) -> None:
+    """Remove the private folder the socket had when the home's own path was too long for one."""
+    socket = socket_path(settings.home)
+    if socket.parent != folder(settings) and socket.parent.exists():
+        socket.unlink(missing_ok=True)
+        socket.parent.rmdir()
 
 
 def _program(settings: Settings, group: str, program: Program, environ: Mapping[str, str]) -> str:
