@@ -71,15 +71,15 @@ def normalised(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:
-    """Text of the kept file: sorted, one node a line, so that a change shows where it is."""
+    """Text of the kept file: nodes sorted, one a line, so that a change shows where it is; columns stay in their order."""
     sections = []
     for name in sorted(manifest):
         value = manifest[name]
         if isinstance(value, dict) and value and name != "metadata":
-            body = ",\n".join(f"    {json.dumps(key)}: {json.dumps(value[key], sort_keys=True)}" for key in sorted(value))
+            body = ",\n".join(f"    {json.dumps(key)}: {json.dumps(value[key])}" for key in sorted(value))
             sections.append(f"  {json.dumps(name)}: {{\n{body}\n  }}")
         else:
-            sections.append(f"  {json.dumps(name)}: {json.dumps(value, sort_keys=True)}")
+            sections.append(f"  {json.dumps(name)}: {json.dumps(value)}")
     return "{\n" + ",\n".join(sections) + "\n}\n"
 
 

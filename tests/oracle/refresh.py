@@ -30,12 +30,14 @@ def refresh(settings: Settings, *arguments: str) -> None:
     run_dbt(settings, *(arguments or ("build",)))
 
 
-def run_dbt(settings: Settings, *arguments: str, project_variables: str = "{}") -> str:
+def run_dbt(settings: Settings, *arguments: str, unit_tests: bool = False) -> str:
     """Run dbt over the data set; fails with its output when dbt does."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DBT_"))} | dict(warehouse.dbt_environment(settings))
+    if unit_tests:
+        del environment["DBT_EXCLUDE_RESOURCE_TYPES"]
     with tempfile.TemporaryDirectory(prefix="crm-dbt-") as folder:
         places = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT), "--target-path", folder, "--log-path", folder]
-        command = [os.fspath(Path(sys.executable).with_name("dbt")), *arguments, *places, "--vars", project_variables, "--no-version-check"]
+        command = [os.fspath(Path(sys.executable).with_name("dbt")), *arguments, *places, "--no-version-check"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout

@@ -1,0 +1,39 @@
+"""The documented columns are the real ones, and the SQL's own unit tests pass."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from crm_assets.warehouse.manifest import MANIFEST
+from crm_resources import warehouse
+from crm_resources.settings import Settings
+from deploy.local.stack import Stack
+from tests.oracle.refresh import data_set, run_dbt
+
+
+@pytest.fixture(scope="module")
+def empty(stack_services: Stack) -> Settings:
+    """All models over no rows at all: an empty data set must build as well."""
+    settings = data_set(stack_services.settings, "marts_empty")
+    warehouse.prepare(settings)
+    run_dbt(settings, "build")
+    return settings
+
+
+def test_documented_columns_and_types_are_those_in_the_database(empty: Settings):
+    nodes = json.loads(MANIFEST.read_text())["nodes"].values()
+    for model in (node for node in nodes if node["resource_type"] == "model"):
+        actual = [(c.name, c.data_type) for c in warehouse.actual_columns(empty, model["schema"], model["name"])]
+        assert actual == [(c["name"], c["data_type"]) for c in model["columns"].values()], model["name"]
+
+
+def test_an_empty_data_set_has_only_the_unknown_members(empty: Settings):
+    for table, expected in {"dim_customers": 1, "dim_products": 1, "fct_orders": 0, "daily_sales": 0, "rfm_segments": 0}.items():
+        assert warehouse.count_rows(empty, "marts", table) == expected
+
+
+def test_unit_tests_of_the_sql(empty: Settings):
+    output = run_dbt(empty, "test", "--select", "test_type:unit", unit_tests=True)
+    assert "PASS=6 " in output

@@ -1,0 +1,131 @@
+"""The dbt project as kept: manifest and lineage in step with the SQL, every model described, every segment code there once."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crm_assets.warehouse.lineage import LINEAGE, column_lineage, kept_lineage, lineage_text
+from crm_assets.warehouse.manifest import MANIFEST, compile_project, manifest_text, normalised
+from crm_resources.settings import REPOSITORY
+from tests.oracle.marts import SEGMENT_BY_CODE
+
+LAYERS = {"staging", "intermediate", "marts"}
+MARTS = {"dim_customers", "dim_products", "dim_date", "fct_orders", "fct_order_lines", "daily_sales", "rfm_scores", "rfm_segments"}
+
+
+@pytest.fixture(scope="module")
+def manifest() -> dict[str, Any]:
+    return json.loads(MANIFEST.read_text())
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, Any]:
+    return compile_project()
+
+
+def models(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    return [node for node in manifest["nodes"].values() if node["resource_type"] == "model"]
+
+
+def checks_of(manifest: dict[str, Any], unique_id: str) -> list[dict[str, Any]]:
+    children = [manifest["nodes"].get(child, {}) for child in manifest["child_map"][unique_id]]
+    return [child for child in children if child.get("resource_type") == "test" and child["attached_node"] == unique_id]
+
+
+def test_the_kept_manifest_is_what_the_project_says(compiled: dict[str, Any]):
+    assert MANIFEST.read_text() == manifest_text(normalised(compiled)), "run `python -m crm_assets.warehouse.manifest`"
+
+
+def test_the_kept_lineage_is_what_the_sql_says(compiled: dict[str, Any]):
+    assert LINEAGE.read_text() == lineage_text(column_lineage(compiled)), "run `python -m crm_assets.warehouse.manifest`"
+
+
+def test_nothing_of_a_machine_or_a_run_is_kept(manifest: dict[str, Any]):
+    text = MANIFEST.read_text() + LINEAGE.read_text()
+    for trace in (str(REPOSITORY), str(Path.home()) + "/", "created_at", "compiled_code"):
+        assert trace not in text
+    assert manifest["metadata"]["generated_at"].startswith("1970-01-01")
+
+
+def test_the_promised_marts_are_there(manifest: dict[str, Any]):
+    assert {m["name"] for m in models(manifest) if m["schema"] == "marts"} == MARTS
+
+
+def test_models_live_in_the_schema_of_their_folder(manifest: dict[str, Any]):
+    assert {m["schema"] for m in models(manifest)} == LAYERS
+    assert all(m["schema"] == m["fqn"][1] for m in models(manifest))
+
+
+def test_every_model_says_its_grain_and_describes_every_column(manifest: dict[str, Any]):
+    for model in models(manifest):
+        assert model["description"].startswith("Grain: one row per"), model["name"]
+        assert model["config"]["meta"]["owner"], model["name"]
+        for column in model["columns"].values():
+            assert column["description"], (model["name"], column["name"])
+            assert column["data_type"], (model["name"], column["name"])
+        assert f"{model['name']}.yml" in model["patch_path"]
+
+
+def test_every_model_has_a_tested_key(manifest: dict[str, Any]):
+    for model in models(manifest):
+        kinds = {t["test_metadata"]["name"] for t in checks_of(manifest, model["unique_id"])}
+        assert {"unique", "not_null"} <= kinds or {"unique_combination", "not_null"} <= kinds, model["name"]
+
+
+def test_facts_point_at_their_dimensions(manifest: dict[str, Any]):
+    pointing = {
+        (node["attached_node"].split(".")[-1], node["column_name"])
+        for node in manifest["nodes"].values()
+        if node["resource_type"] == "test" and node.get("test_metadata") and node["test_metadata"]["name"] == "relationships"
+    }
+    lines = {("fct_order_lines", column) for column in ("order_id", "customer_key", "product_key", "business_date")}
+    assert lines | {("fct_orders", "customer_key"), ("fct_orders", "business_date"), ("daily_sales", "business_date")} <= pointing
+
+
+def test_sources_are_the_raw_assets(manifest: dict[str, Any]):
+    keys = {source["name"]: source["meta"]["dagster"]["asset_key"] for source in manifest["sources"].values()}
+    assert keys == {name: ["warehouse", "raw", name] for name in ("events", "orders", "order_lines", "products", "profiles")}
+
+
+def test_every_column_has_its_lineage_worked_out(manifest: dict[str, Any]):
+    lineage = kept_lineage()
+    for model in models(manifest):
+        assert set(lineage[model["unique_id"]]) == set(model["columns"]), model["name"]
+        parents = {parent for deps in lineage[model["unique_id"]].values() for parent, _ in deps}
+        assert parents <= set(model["depends_on"]["nodes"])
+        assert parents, model["name"]
+    assert lineage["model.crm.rfm_scores"]["monetary"] == (
+        ("model.crm.fct_orders", "sale_amount"),
+        ("model.crm.int_cancellations", "applied_amount"),
+        ("model.crm.int_cancellations", "unmatched_amount"),
+    )
+
+
+def test_the_segment_map_covers_every_code_once_as_defined():
+    with (REPOSITORY / "dbt" / "seeds" / "rfm_segment_map.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["rfm_code"] for row in rows] == ["".join(digits) for digits in itertools.product("12345", repeat=3)]
+    assert {row["rfm_code"]: row["segment"] for row in rows} == SEGMENT_BY_CODE
+    assert {row["segment"] for row in rows if row["is_lapsed"] == "true"} == {"Hibernating", "Lost"}
+    ranks = dict(sorted({int(row["rank"]): row["segment"] for row in rows}.items()))
+    assert list(ranks) == list(range(1, 12))
+    assert (ranks[1], ranks[11]) == ("Champions", "Lost")
+
+
+def test_sql_is_lint_clean():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("sqlfluff"), "lint", "dbt", "--nocolor"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
