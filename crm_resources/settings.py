@@ -56,7 +56,6 @@ class Settings(BaseSettings):
     )
     trigger_seconds: float = Field(default=2.0, ge=0, description="Trigger interval of the stream's queries.")
     max_records_per_batch: int = Field(default=250_000, ge=1, description="Upper bound of records a micro-batch takes.")
-    refresh_seconds: int = Field(default=10, ge=5, description="How often the refresh sensor looks for new silver versions.")
     driver_memory: str = Field(default="2g", pattern=r"^[0-9]+[mg]$", description="Heap of the Spark driver.")
     spark_cores: int = Field(default=2, ge=1, description="Cores the Spark driver uses.")
 

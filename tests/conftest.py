@@ -7,14 +7,18 @@ with the checkout's own stack.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from crm_resources.settings import REPOSITORY, Settings, load_settings
 from deploy.local import jars
+from deploy.local.demo import marts_backlog, stream_backlog
 from deploy.local.stack import Stack
 
 ENVIRONMENT = "test"
@@ -40,7 +44,6 @@ def stack_environ(tmp_path_factory: pytest.TempPathFactory, jars_dir: Path) -> d
         "CRM_JARS_DIR": str(jars_dir),
         "CRM_DRIVER_MEMORY": "1g",
         "CRM_TRIGGER_SECONDS": "1",
-        "CRM_REFRESH_SECONDS": "5",
     }
 
 
@@ -65,6 +68,50 @@ def stack(stack_services: Stack) -> Stack:
     """The session's whole stack, with Dagster's three services for the data set `test`."""
     stack_services.up()
     return stack_services
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A stack through which data has gone: where it is, and how to run one of its commands."""
+
+    settings: Settings
+    environ: dict[str, str]
+    url: str
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command of this installation as a user would, with the data set's environment."""
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=REPOSITORY, env=self.environ, capture_output=True, text=True, check=False
+        )
+        if check:
+            assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+        return done
+
+    def dagster(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the Dagster command line on this code location."""
+        return self.run("deploy.local.run", "dagster", *arguments, check=check)
+
+    def settle(self, seconds: float = 300) -> None:
+        """Wait until everything in Kafka is refined, loaded, and in the marts."""
+        for backlog in (stream_backlog, marts_backlog):
+            deadline = time.monotonic() + seconds
+            while (left := backlog(self.settings)) is not None:
+                assert time.monotonic() < deadline, left
+                time.sleep(0.5)
+
+
+@pytest.fixture(scope="session")
+def pipeline(stack: Stack, stack_environ: dict[str, str]) -> Pipeline:
+    """The session's stack with topics, stream and a small made-up shop all the way in the marts."""
+    url = stack.up().webserver
+    assert url is not None
+    running = Pipeline(load_settings(stack_environ), stack_environ, url)
+    select = "group:infrastructure or group:ingestion or group:streaming"
+    running.dagster("asset", "materialize", "--select", select, "-m", "crm_assets.definitions")
+    sizes = ("--customers", "120", "--products", "40", "--orders", "300", "--events", "1500")
+    running.run("generator", "synthetic", "--env", ENVIRONMENT, *sizes, "--duplicates", "0.05", "--broken", "0.02")
+    running.settle()
+    return running
 
 
 @pytest.fixture
