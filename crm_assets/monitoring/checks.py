@@ -5,7 +5,6 @@ import dagster as dg
 from crm_assets.conventions import BRONZE_KEY
 from crm_resources.dagster_resources import SettingsResource
 
-
 GRACE_SECONDS = 120
 
 
