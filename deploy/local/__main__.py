@@ -201,7 +201,7 @@ def doctor() -> None:
         ]
         for finding in findings:
             mark = "[red]✗[/red]" if finding.problem else "[green]✓[/green]"
-            console.print(f"{mark} {finding.subject}: {finding.problem or finding.found}")
+            console.print(f"{mark} {finding.subject}: {finding.problem or finding.found}", soft_wrap=True)
         if any(finding.problem for finding in findings):
             raise typer.Exit(1)
 

@@ -33,7 +33,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Tell something the reader should know although nothing is wrong."""
-        self.console.print(f"  [yellow]![/yellow] {text}")
+        self.console.print(f"  [yellow]![/yellow] {text}", soft_wrap=True)
 
     @contextmanager
     def jars(self) -> Iterator[JarProgress]:
