@@ -87,15 +87,16 @@ test-integration: $(READY) ## Tests against the real stack
 validate: $(READY) ## Load the code location with every service down
 	@$(BIN)/dagster definitions validate -w workspace.yaml
 
-contracts: $(READY) ## Write anew what is derived from the contracts and the settings
+contracts: $(READY) ## Write anew what is derived from the contracts and the settings: schemas, sources, the dbt manifest, the README's table
 	$(PY) -m crm_resources.contracts.derive_files
 	$(PY) -m crm_resources.settings_docs
+	$(PY) -m crm_assets.warehouse.manifest
 
 dbt-manifest: $(READY) ## Write the dbt manifest anew, in normalised form
 	$(PY) -m crm_assets.warehouse.manifest
 
 bench-drain: $(READY) ## Measure the way from Kafka to silver (takes a while)
-	@$(PY) -m tests.benchmarks.drain $(ARGS)
+	@$(PY) -m tests.benchmarks.bench_drain $(ARGS)
 
 jars: $(READY) ## Fetch the Java libraries of the lock file that are not there yet
 	@$(LOCAL) jars
