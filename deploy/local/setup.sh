@@ -34,5 +34,10 @@ else
     uv="$tools/bin/uv"
 fi
 
+# An environment that works keeps its interpreter: to give it another one, uv would remove it first.
+if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ] && usable_python .venv/bin/python; then
+    python=.venv/bin/python
+fi
+
 "$uv" sync --frozen --no-python-downloads --python "$python" ||
     fail "the packages of uv.lock could not be installed; the reason stands above. Check the network, then make setup again"
