@@ -244,6 +244,9 @@ def dbt_environment(settings: Settings) -> Mapping[str, str]:
         "DBT_ENV_SECRET_CRM_PASSWORD": unquote(parts.password or ""),
         "CRM_BUSINESS_TIMEZONE": settings.business_timezone,
         "CRM_AS_OF": settings.as_of.isoformat() if settings.as_of else "",
+        # Beside the data set's other state, not in the checkout.
+        "DBT_TARGET_PATH": str(settings.environment_dir / "dbt"),
+        "DBT_LOG_PATH": str(settings.environment_dir / "dbt"),
         # Unit tests of the SQL run on rows of their own; they are no checks of this data set.
         "DBT_EXCLUDE_RESOURCE_TYPES": "unit_test",
     }

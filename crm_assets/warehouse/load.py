@@ -31,6 +31,9 @@ CHUNK_ROWS = 200_000
 CHUNK_ROWS_WITH_LISTS = 40_000
 """The same for entities with lists: an order of the real file has 21 lines on average, the longest over a thousand."""
 
+ANALYZE_ROWS = 10_000
+"""Rows from which a load refreshes the planner's statistics itself; dbt runs before PostgreSQL would get round to it."""
+
 LOCK_SECONDS = 300
 """How long a load waits for another load of the same entity."""
 
@@ -110,6 +113,9 @@ def _load(settings: Settings, contract: Contract, to_version: int | None, chunk_
             inserted += _insert(cursor, parent, batch.select([c.name for c in parent.columns if c != LOADED_AT]))
             for table, child in zip(children, contract.children, strict=True):
                 child_inserted += _insert(cursor, table, child_rows(batch, child))
+        if inserted + child_inserted >= ANALYZE_ROWS:
+            for table in (parent, *children):
+                cursor.execute(f"analyze {_name(table)}")
         _move_bookmark(cursor, contract, mark, changes, read, inserted, started)
         connection.commit()
     return LoadResult(contract.entity, read, inserted, child_inserted, changes.to_version, time.monotonic() - clock)

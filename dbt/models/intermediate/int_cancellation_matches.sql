@@ -1,7 +1,10 @@
 -- Grain: one row per cancellation line that names no order and sale line it takes back from.
 --
--- A sale holds the levels (sold_base, sold_top] of its pile, a cancellation empties the levels (taking_bottom, taking_top]; a level
--- belongs to the latest earlier sale that holds it.
+-- The heights that a pile ever had cut it into slices. A slice is filled by a sale and emptied by a cancellation in turn, so what
+-- emptied a slice took it back from whoever filled it last before.
+
+-- The planner expects one row of each step here and would loop over millions of pairs (24,000 moves of one pile: 109 s, now below 1 s).
+{{ config(pre_hook="set local enable_nestloop = off") }}
 
 with levels as (
 
@@ -9,45 +12,88 @@ with levels as (
 
 ),
 
-candidates as (
+heights as (
 
-    select
-        taking.move_key as cancellation_key,
-        taking.unit_price,
-        taking.height_after as taking_bottom,
-        taking.height_before as taking_top,
-        sold.move_key as order_line_key,
-        sold.order_id,
-        sold.height_before as sold_base,
-        sold.height_after as sold_top,
-        -- Levels above the base of a newer sale are that sale's, or were emptied before it came.
-        min(sold.height_before) over (
-            partition by taking.move_key
-            order by sold.place desc
-            rows between unbounded preceding and 1 preceding
-        ) as newer_base
-    from levels as taking
-    inner join levels as sold
-        on
-            taking.customer_id = sold.customer_id
-            and taking.product_code = sold.product_code
-            and taking.unit_price = sold.unit_price
-            and taking.place > sold.place
-            and taking.height_before > sold.height_before
-            and taking.height_after < sold.height_after
-    where taking.takes_back and not sold.takes_back
+    select distinct
+        levels.customer_id,
+        levels.product_code,
+        levels.unit_price,
+        ends.height
+    from levels
+    cross join lateral (values (levels.height_before), (levels.height_after)) as ends (height)
 
 ),
 
-shared as (
+slices as (
 
     select
-        cancellation_key,
-        order_line_key,
-        order_id,
+        customer_id,
+        product_code,
         unit_price,
-        least(sold_top, coalesce(newer_base, taking_top), taking_top) - greatest(sold_base, taking_bottom) as quantity
-    from candidates
+        height as bottom,
+        row_number() over pile as slice,
+        lead(height) over pile - height as quantity
+    from heights
+    window pile as (partition by customer_id, product_code, unit_price order by height)
+
+),
+
+spans as (
+
+    select
+        levels.*,
+        lowest.slice as first_slice,
+        above.slice - 1 as last_slice
+    from levels
+    inner join slices as lowest
+        on
+            levels.customer_id = lowest.customer_id
+            and levels.product_code = lowest.product_code
+            and levels.unit_price = lowest.unit_price
+            and least(levels.height_before, levels.height_after) = lowest.bottom
+    inner join slices as above
+        on
+            levels.customer_id = above.customer_id
+            and levels.product_code = above.product_code
+            and levels.unit_price = above.unit_price
+            and greatest(levels.height_before, levels.height_after) = above.bottom
+
+),
+
+turns as (
+
+    select
+        spans.customer_id,
+        spans.product_code,
+        spans.unit_price,
+        spans.takes_back,
+        covered.slice,
+        spans.move_key,
+        lag(spans.move_key) over turn as filled_by,
+        lag(spans.order_id) over turn as filled_by_order
+    from spans
+    cross join lateral generate_series(spans.first_slice, spans.last_slice) as covered (slice)
+    window turn as (partition by spans.customer_id, spans.product_code, spans.unit_price, covered.slice order by spans.place)
+
+),
+
+matches as (
+
+    select
+        turns.move_key as cancellation_key,
+        turns.filled_by as order_line_key,
+        turns.filled_by_order as order_id,
+        turns.unit_price,
+        sum(slices.quantity) as quantity
+    from turns
+    inner join slices
+        on
+            turns.customer_id = slices.customer_id
+            and turns.product_code = slices.product_code
+            and turns.unit_price = slices.unit_price
+            and turns.slice = slices.slice
+    where turns.takes_back
+    group by turns.move_key, turns.filled_by, turns.filled_by_order, turns.unit_price
 
 )
 
@@ -58,5 +104,4 @@ select
     order_id,
     cast(quantity as bigint) as quantity,
     cast(quantity * unit_price as numeric(18, 4)) as amount
-from shared
-where quantity > 0
+from matches
