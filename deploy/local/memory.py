@@ -40,14 +40,19 @@ class PeakMemory:
 
 
 def used_mib(home: str) -> float:
-    """MiB used now by all processes whose environment carries the mark of the stack at `home`."""
+    """MiB used now by all processes whose environment carries the mark of the stack at `home`, and by their children.
+
+    Children count by descent: PostgreSQL's overwrite their environment with their title.
+    """
     import psutil
 
-    total = 0
+    counted: dict[int, int] = {}
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == home:
-                total += process.memory_full_info().pss
+            if process.environ().get(MARK) != home:
+                continue
+            for member in (process, *process.children(recursive=True)):
+                counted[member.pid] = member.memory_full_info().pss
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue  # it ended between the listing and the look, or is not ours to read
-    return total / 2**20
+    return sum(counted.values()) / 2**20
