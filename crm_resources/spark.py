@@ -19,6 +19,8 @@ LOG = logging.getLogger(__name__)
 RETENTION = "interval 30 days"
 """How long the Delta logs and files that are no longer current are kept: a load may lag behind by that much."""
 
+UNIQUE_COLUMNS = ("event_id", "sequence", "event_time", "payload_hash", "kafka_offset", "kafka_timestamp", "value")
+
 REQUIRED_JARS = ("delta-spark", "delta-storage", "spark-sql-kafka", "kafka-clients")
 
 
@@ -90,6 +92,8 @@ def spark_conf(settings: Settings, app_name: str) -> dict[str, str]:
         # A task that writes several partitions keeps a file open for each instead of sorting its rows by partition.
         "spark.sql.maxConcurrentOutputFileWriters": "32",
         "spark.sql.parquet.compression.codec": "zstd",
+        # Columns whose values hardly repeat: to look for repetitions costs time and saves no space.
+        **{f"spark.hadoop.parquet.enable.dictionary#{name}": "false" for name in UNIQUE_COLUMNS},
         "spark.sql.adaptive.enabled": "false",
         # Java does not compile methods above 8000 bytes of code; Spark then has to split its code instead of fusing it.
         "spark.sql.codegen.hugeMethodLimit": "8000",
@@ -140,3 +144,23 @@ def java_pid() -> int | None:
 
     process = getattr(SparkContext._gateway, "proc", None)
     return None if process is None else int(process.pid)
+
+
+def end_session(spark: SparkSession) -> None:
+    """Stop Spark and wait until its Java process is gone.
+
+    Args:
+        spark: the session `spark_session` gave.
+    """
+    from pyspark import SparkContext
+
+    spark.stop()
+    gateway = SparkContext._gateway
+    if gateway is not None:
+        gateway.shutdown()
+        process = getattr(gateway, "proc", None)
+        if process is not None:
+            process.stdin.close()
+            process.wait(timeout=60)
+        SparkContext._gateway = None
+        SparkContext._jvm = None

@@ -13,7 +13,7 @@ from crm_assets.streaming.refine import BatchCounts, RefineStep, drain_refine
 from crm_assets.streaming.tables import live
 from crm_resources.lake_lock import lake_lock
 from crm_resources.settings import Settings
-from crm_resources.spark import spark_session
+from crm_resources.spark import end_session, spark_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -54,22 +54,6 @@ def run_both_steps(spark: SparkSession, settings: Settings) -> CaughtUp:
     step = RefineStep(spark, settings, live(settings))
     _finish(drain_refine(spark, settings, step))
     return CaughtUp(ingested, step.total)
-
-
-def end_session(spark: SparkSession) -> None:
-    """Stop Spark and its Java process, so that a long-lived process does not keep it."""
-    from pyspark import SparkContext
-
-    spark.stop()
-    gateway = SparkContext._gateway
-    if gateway is not None:
-        gateway.shutdown()
-        process = getattr(gateway, "proc", None)
-        if process is not None:
-            process.stdin.close()
-            process.wait(timeout=60)
-        SparkContext._gateway = None
-        SparkContext._jvm = None
 
 
 def _finish(query: StreamingQuery) -> int:

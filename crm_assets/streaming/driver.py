@@ -30,7 +30,7 @@ from crm_assets.streaming.refine import REFINE, RefineStep, start_refine
 from crm_assets.streaming.tables import CheckpointDamaged, create_bronze, live
 from crm_resources.lake_lock import LakeLocked, lake_lock
 from crm_resources.settings import Settings, load_settings
-from crm_resources.spark import SparkJarsMissing, spark_session
+from crm_resources.spark import SparkJarsMissing, end_session, spark_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -45,6 +45,9 @@ MAX_RESTARTS = 5
 """Failures of `refine` in a row, without a committed batch between them, before it stays down."""
 
 LONGEST_PAUSE_SECONDS = 60.0
+
+COMMIT_SECONDS = 5.0
+"""How long Spark may take to note in its checkpoint that a batch is done, after the batch's own work has ended."""
 
 STOP_SECONDS = 120.0
 """How long a batch in hand may take to end after a stop was asked for; then the query is interrupted, which loses nothing."""
@@ -171,6 +174,7 @@ class Driver:
         self._failures = 0
         self._batch_at_failure: int | None = None
         self._retry_at = 0.0
+        self._step: RefineStep | None = None
 
     def ask_to_stop(self, number: int, _frame: FrameType | None) -> None:
         """Signal handler: end when the batches in hand are committed."""
@@ -193,14 +197,14 @@ class Driver:
             if refine is None and self._board.query(REFINE).state is QueryState.RETRYING and time.monotonic() >= self._retry_at:
                 refine = self._start_refine()
             self._stop.wait(TICK_SECONDS)
-        self._drain({INGEST: ingest, REFINE: refine})
+        self._drain(ingest, refine)
         self._board.write()
         return 0
 
     def _start_refine(self) -> StreamingQuery | None:
         try:
-            step = RefineStep(self._spark, self._settings, live(self._settings))
-            return start_refine(self._spark, self._settings, step)
+            self._step = RefineStep(self._spark, self._settings, live(self._settings))
+            return start_refine(self._spark, self._settings, self._step)
         except CheckpointDamaged as error:
             message = str(error)
             self._board.update(REFINE, lambda q: replace(q, state=QueryState.FAILED, error=message))
@@ -235,24 +239,40 @@ class Driver:
         reason = _reason(ingest)
         LOG.error("ingest failed, the driver ends: %s", reason)
         self._board.update(INGEST, lambda q: replace(q, state=QueryState.FAILED, error=reason.strip().splitlines()[0][:1000] or reason))
-        self._drain({REFINE: refine})
+        self._drain(None, refine)
         self._board.write()
         return 1
 
-    def _drain(self, queries: dict[str, StreamingQuery | None]) -> None:
-        """Stop each query at the end of the batch it has in hand."""
-        running = {name: query for name, query in queries.items() if query is not None and query.isActive}
-        ended_before = {name: self._board.batches_ended[name] for name in running}
+    def _drain(self, ingest: StreamingQuery | None, refine: StreamingQuery | None) -> None:
+        """Stop each query at the end of the batch it has in hand; both go on side by side until then."""
         deadline = time.monotonic() + STOP_SECONDS
-        while running:
-            for name, query in list(running.items()):
-                between = self._board.batches_ended[name] > ended_before[name] or not query.status["isTriggerActive"]
-                if between or not query.isActive or time.monotonic() > deadline:
-                    query.stop()
-                    self._board.update(name, lambda q: replace(q, state=QueryState.STOPPED))
-                    del running[name]
+        waits = [
+            threading.Thread(target=self._stop_query, args=(name, query, deadline))
+            for name, query in ((INGEST, ingest), (REFINE, refine))
+            if query
+        ]
+        for wait in waits:
+            wait.start()
+        while any(wait.is_alive() for wait in waits):
             self._board.write()
+            waits[-1].join(TICK_SECONDS)
+            waits[0].join(TICK_SECONDS)
+
+    def _stop_query(self, name: str, query: StreamingQuery, deadline: float) -> None:
+        """Wait for the end of the batch in hand, then stop the query. What is interrupted is begun anew at the next start."""
+        in_hand = _last_batch(query)
+        if name == REFINE and self._step is not None:
+            self._step.close(max(0.0, deadline - time.monotonic()))
+            deadline = min(deadline, time.monotonic() + COMMIT_SECONDS)
+        while query.isActive and query.status["isTriggerActive"] and _last_batch(query) == in_hand and time.monotonic() < deadline:
             time.sleep(0.02)
+        query.stop()
+        self._board.update(name, lambda q: replace(q, state=QueryState.STOPPED))
+
+
+def _last_batch(query: StreamingQuery) -> int | None:
+    progress = query.lastProgress
+    return None if progress is None else int(progress["batchId"])
 
 
 def pause_seconds(failures: int) -> float:
@@ -281,7 +301,7 @@ def main() -> int:
             try:
                 return driver.run()
             finally:
-                spark.stop()
+                end_session(spark)
     except (LakeLocked, SparkJarsMissing, TopicsMissing, NotImplementedError) as error:
         LOG.error("%s", error)  # noqa: TRY400 -- the message says all
         return 2

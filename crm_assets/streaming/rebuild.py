@@ -13,14 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crm_assets.streaming.catch_up import end_session
 from crm_assets.streaming.refine import RefineStep, drain_refine
 from crm_assets.streaming.tables import Place, live, refined_tables
 from crm_resources.lake import files_of, open_table, read_columns
 from crm_resources.lake_lock import lake_lock
 from crm_resources.layout import SILVER, LakeTable
 from crm_resources.settings import Settings
-from crm_resources.spark import spark_session
+from crm_resources.spark import end_session, spark_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

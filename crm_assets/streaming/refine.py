@@ -8,6 +8,7 @@ Delta transaction. Not here: what makes a record good (`transform`) or a duplica
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from crm_assets.streaming.history import IDENTITY, Decision, FileIndex, PlacedCoordinates, Verdict, decide, placed_coordinates
 from crm_assets.streaming.tables import Place, create_bronze, create_refined, generation_of, refined_tables
-from crm_assets.streaming.transform import DETAIL, OK, RAW, REASON, Limits, classify, screen
+from crm_assets.streaming.transform import DETAIL, OK, RAW, REASON, Limits, Screen, classify
 from crm_resources.contracts import Contract, Reason, contracts
 from crm_resources.lake import files_of, open_table, read_columns, read_commit, row_count
 from crm_resources.layout import BRONZE, COORDINATES, DEAD_LETTERS, DUPLICATES, PAYLOAD_HASH, SILVER, LakeTable, silver_columns, topic_name
@@ -46,6 +47,10 @@ MAX_EVENT_ID_BYTES = 200
 
 class BooksOpen(RuntimeError):
     """A batch wrote another number of rows than it read. The query stops; the batch is not committed."""
+
+
+class StepClosed(RuntimeError):
+    """A batch came after the step was closed; the next start of the stream takes it."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +113,30 @@ class RefineStep:
         self._settings = settings
         self.place = place
         self._limits = Limits(settings.future_tolerance_seconds)
+        self._screens = {c.entity: Screen(c, self._limits) for c in contracts()}
         self._after_commit = after_commit
         rows = sum(row_count(settings, place.path(t)) for t in refined_tables())
         self.generation = generation_of(place.checkpoint, tables_hold_rows=rows > 0)
         self._tables = {t.name: self._opened(t) for t in refined_tables()}
         self._placed = self._placed_before() if self.generation.over_existing else PlacedCoordinates()
         self.total = BatchCounts()
+        self._gate = threading.Lock()
+        self._closed = False
+
+    def close(self, timeout_seconds: float) -> bool:
+        """Let no further batch begin, and wait for the one in hand.
+
+        Args:
+            timeout_seconds: longest wait.
+
+        Returns:
+            Whether no batch is in hand any more.
+        """
+        self._closed = True
+        ended = self._gate.acquire(timeout=timeout_seconds)
+        if ended:
+            self._gate.release()
+        return ended
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
         """Place every record of a batch.
@@ -124,7 +147,14 @@ class RefineStep:
 
         Raises:
             BooksOpen: rows written are not rows read.
+            StepClosed: the stream is stopping.
         """
+        with self._gate:
+            if self._closed:
+                raise StepClosed(f"batch {batch_id} is not begun, the stream is stopping")
+            self._place_all(batch, batch_id)
+
+    def _place_all(self, batch: DataFrame, batch_id: int) -> None:
         with ThreadPoolExecutor(max_workers=len(contracts()) + 2, thread_name_prefix=f"refine-{batch_id}") as pool:
             done = [f.result() for f in [pool.submit(self._sort, batch, contract) for contract in contracts()]]
             try:
@@ -152,7 +182,7 @@ class RefineStep:
         _share(batch.sparkSession)
         topic, names = topic_name(self._settings.env, contract.plural), [c.name for c in silver_columns(contract)]
         records = batch.where(F.col("kafka_topic") == topic)
-        screened = screen(records, contract, self._limits).localCheckpoint(eager=False)
+        screened = self._screens[contract.entity](records).localCheckpoint(eager=False)
         cached = [screened]
         seen = screened.select(*IDENTITY, OK).toArrow()
         if seen.num_rows == 0:
@@ -160,7 +190,7 @@ class RefineStep:
         good, candidates = screened.where(OK).select(*names), seen.filter(seen[OK]).select(IDENTITY)
         bad, refused = None, seen.slice(0, 0)
         if candidates.num_rows < seen.num_rows:
-            suspects = screened.where(~F.col(OK)).select(*(c.name for c in COORDINATES), *RAW)
+            suspects = records.join(F.broadcast(screened.where(~F.col(OK)).select(*_POSITION)), _POSITION)
             judged = classify(suspects, contract, self._limits).localCheckpoint(eager=False)
             cached.append(judged)
             reasons = judged.select(*IDENTITY, REASON).toArrow()

@@ -1,7 +1,7 @@
 """What a raw record is: a typed row of its entity, or a dead letter with a reason. Pure DataFrame code, no I/O, no state.
 
-Everything is derived from the contracts. `screen` is quick and says *surely good* or *look closer*; `classify` is thorough
-and names the reason. What `screen` passes, `classify` passes: the refine step runs the second on the few rows the first
+Everything is derived from the contracts. `Screen` is quick and says *surely good* or *look closer*; `classify` is thorough
+and names the reason. What `Screen` passes, `classify` passes: the refine step runs the second on the few rows the first
 did not pass. Not here: duplicates (`history`), reading and writing (`refine`).
 
 A message is accepted when the contract's pydantic model accepts it in strict mode, and besides
@@ -57,40 +57,57 @@ class Limits:
     max_message_bytes: int = MAX_MESSAGE_BYTES
 
 
-def screen(records: DataFrame, contract: Contract, limits: Limits) -> DataFrame:
-    """Type the records of one topic, quickly.
+class Screen:
+    """Types the records of one topic, quickly. Made once and used for every batch: to build its expressions takes longer than to plan them.
 
     Args:
-        records: rows with bronze's columns, all of the topic that belongs to `contract`.
         contract: what the records should be.
         limits: see `Limits`.
-
-    Returns:
-        The silver columns of the contract, `_ok` (never null: true when the row is surely good), and `kafka_key` and
-        `value`, which are null where `_ok`. Columns of a row that is not ok may hold anything.
     """
-    from pyspark.sql import functions as F
 
-    parsed = _parse(records, contract, limits)
-    m = F.col("m")
-    conditions = [
-        F.col("value").isNotNull(),
-        F.octet_length("value") <= limits.max_message_bytes,
-        F.col("j._corrupt").isNull(),
-        F.col("j.z") == 1,
-        F.size("j.r") == 1,
-        ~_suspicious(contract),
-        m["entity"] == contract.entity,
-        m["schema_version"].isin(*KNOWN_SCHEMA_VERSIONS),
-        m["entity_key"] == F.coalesce(*(m[name] for name in ENTITY_KEY_FIELDS[contract.entity])),
-        *(_value_ok(m[c.name], c, typed=F.col(c.name)) for c in contract.columns),
-        *_entity_rules(contract),
-        ~_is_future(limits),
-    ]
-    ok = F.coalesce(reduce(lambda a, b: a & b, conditions), F.lit(False))
-    typed = parsed.select("*", *_typed_columns(contract)).select(*(c.name for c in contract.columns), *_kept(), *RAW, ok.alias(OK))
-    raw = [F.when(~F.col(OK), F.col(name)).alias(name) for name in RAW]
-    return typed.select(*_silver_names(contract), OK, *raw)
+    def __init__(self, contract: Contract, limits: Limits) -> None:
+        from pyspark.sql import functions as F
+
+        readable = (F.octet_length("value") <= limits.max_message_bytes) & F.is_valid_utf8(F.col("value").cast("string"))
+        text = F.when(readable, F.col("value").cast("string"))
+        m = F.col("m")
+        conditions = [
+            F.col("j._corrupt").isNull(),
+            F.col("j.z") == 1,
+            F.size("j.r") == 1,
+            ~F.col("suspicious"),
+            m["entity"] == contract.entity,
+            m["schema_version"].isin(*KNOWN_SCHEMA_VERSIONS),
+            m["entity_key"] == F.coalesce(*(m[name] for name in ENTITY_KEY_FIELDS[contract.entity])),
+            *(_value_ok(m[c.name], c, typed=F.col(c.name)) for c in contract.columns),
+            *_entity_rules(contract),
+            ~_is_future(limits),
+        ]
+        ok = F.coalesce(reduce(lambda a, b: a & b, conditions), F.lit(False))
+        # Each selection copies its rows, so the bytes go no further than the first.
+        self._parsed = [
+            *(F.col(c.name) for c in COORDINATES),
+            F.xxhash64("value").alias(PAYLOAD_HASH.name),
+            _parsed_json(text, contract).alias("j"),
+            _suspicious(contract, F.col("value").cast("string")).alias("suspicious"),
+        ]
+        kept = [F.col(name) for name in _kept()]
+        self._typed = [
+            *kept,
+            F.col("j"),
+            F.col("suspicious"),
+            F.get("j.r", F.lit(0)).alias("m"),
+            *_typed_columns(contract, F.get("j.r", F.lit(0))),
+        ]
+        self._final = [*(F.col(name) for name in _silver_names(contract)), ok.alias(OK)]
+
+    def __call__(self, records: DataFrame) -> DataFrame:
+        """Silver columns, and `_ok`: never null, true when the row is surely good. The columns of other rows may hold anything.
+
+        Args:
+            records: rows with bronze's columns, all of the topic that belongs to the contract.
+        """
+        return records.select(*self._parsed).select(*self._typed).select(*self._final)
 
 
 def classify(records: DataFrame, contract: Contract, limits: Limits) -> DataFrame:
@@ -107,7 +124,7 @@ def classify(records: DataFrame, contract: Contract, limits: Limits) -> DataFram
     from pyspark.sql import functions as F
 
     parsed = _parse(records, contract, limits).withColumn("p", F.try_parse_json("wrapped"))
-    typed = parsed.select("*", *_typed_columns(contract))
+    typed = parsed.select("*", *_typed_columns(contract, F.col("m")))
     rules = [
         F.when(rule.broken, F.struct(F.lit(str(rule.reason)).alias(REASON), rule.detail.alias(DETAIL))) for rule in _rules(contract, limits)
     ]
@@ -125,11 +142,32 @@ class _Rule:
 
 
 def _parse(records: DataFrame, contract: Contract, limits: Limits) -> DataFrame:
-    """Add `text` (null when unreadable), `wrapped`, `j` (parsed wrapper), `m` (the message) and the payload's hash.
+    """Add `text` (null when unreadable), `wrapped`, `j` (parsed wrapper), `m` (the message) and the payload's hash."""
+    from pyspark.sql import functions as F
 
-    Spark's parser stops after the first value and would accept what trails behind it, so the value is read as the one item
-    of an array inside a wrapper whose last field has to be reached.
+    as_text = F.col("value").cast("string")
+    readable = (F.octet_length("value") <= limits.max_message_bytes) & F.is_valid_utf8(as_text)
+    return (
+        records.withColumn("text", F.when(readable, as_text))
+        .withColumn("wrapped", _wrapped(F.col("text")))
+        .withColumn("j", _parsed_json(F.col("text"), contract))
+        .withColumn("m", F.get("j.r", F.lit(0)))
+        .withColumn(PAYLOAD_HASH.name, F.xxhash64("value"))
+    )
+
+
+def _wrapped(text: SparkColumn) -> SparkColumn:
+    """The text as the one item of an array in an object whose last field has to be reached.
+
+    Spark's parser stops after the first value and would accept what trails behind it.
     """
+    from pyspark.sql import functions as F
+
+    return F.concat(F.lit('{"r":['), text, F.lit('],"z":1}'))
+
+
+def _parsed_json(text: SparkColumn, contract: Contract) -> SparkColumn:
+    """The wrapper around a text, read into the contract's wire form."""
     from pyspark.sql import functions as F
     from pyspark.sql import types as t
 
@@ -147,24 +185,14 @@ def _parse(records: DataFrame, contract: Contract, limits: Limits) -> DataFrame:
         "allowNonNumericNumbers": "false",
         "maxNestingDepth": str(MAX_NESTING),
     }
-    as_text = F.col("value").cast("string")
-    readable = (F.octet_length("value") <= limits.max_message_bytes) & F.is_valid_utf8(as_text)
-    return (
-        records.withColumn("text", F.when(readable, as_text))
-        .withColumn("wrapped", F.concat(F.lit('{"r":['), F.col("text"), F.lit('],"z":1}')))
-        .withColumn("j", F.from_json("wrapped", wrapper, options))
-        .withColumn("m", F.get("j.r", F.lit(0)))
-        .withColumn(PAYLOAD_HASH.name, F.xxhash64("value"))
-    )
+    return F.from_json(_wrapped(text), wrapper, options)
 
 
-def _typed_columns(contract: Contract) -> list[SparkColumn]:
-    """Silver's form of each field of `m`; null where the spelling is wrong."""
-    from pyspark.sql import functions as F
-
+def _typed_columns(contract: Contract, m: SparkColumn) -> list[SparkColumn]:
+    """Silver's form of each field of the message; null where the spelling is wrong."""
     types = {field.name: field.dataType for field in silver_type(contract.columns).fields}
     lax = (ColumnType.DECIMAL, ColumnType.TIMESTAMP, ColumnType.LIST)
-    return [(F.col("m")[c.name].try_cast(types[c.name]) if c.type in lax else F.col("m")[c.name]).alias(c.name) for c in contract.columns]
+    return [(m[c.name].try_cast(types[c.name]) if c.type in lax else m[c.name]).alias(c.name) for c in contract.columns]
 
 
 def _kept() -> tuple[str, ...]:
@@ -397,7 +425,7 @@ def _json_type(column: Column) -> str:
             return "string"
 
 
-def _suspicious(contract: Contract) -> SparkColumn:
+def _suspicious(contract: Contract, text: SparkColumn) -> SparkColumn:
     """Whether the text needs a closer look: a string field that is no string, or an escape of NUL or of a surrogate.
 
     A quick pattern finds fields whose value is neither text nor null and whose name is not one of the contract's numbers,
@@ -405,7 +433,6 @@ def _suspicious(contract: Contract) -> SparkColumn:
     """
     from pyspark.sql import functions as F
 
-    text = F.col("text")
     every = [*contract.columns, *(i for c in contract.columns for i in c.items)]
     strings = sorted({c.name for c in every if _reads_anything(c)})
     others = sorted({c.name for c in every if not _reads_anything(c)} - set(strings))

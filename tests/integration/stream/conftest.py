@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crm_assets.streaming.catch_up import end_session
 from crm_resources.settings import Settings, load_settings
-from crm_resources.spark import spark_session
+from crm_resources.spark import end_session, spark_session
 from tests.integration.stream.lake_fixtures import Lake
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crm_assets.streaming.transform import DETAIL, OK, REASON, Limits, classify, screen
+from crm_assets.streaming.transform import DETAIL, OK, REASON, Limits, Screen, classify
 from crm_resources.contracts import Reason, contract_for, contracts
 from crm_resources.contracts.entities import utc
 from crm_resources.contracts.model import MAX_MESSAGE_BYTES
@@ -38,7 +38,7 @@ def test_agrees_with_the_model_on_good_and_spoilt_messages(lake: Lake, entity: s
     values += [change(json.dumps(good_message(entity, chooser)).encode()) for change in BYTE_CHANGES]
     frame = lake.frame(records(entity, values))
     verdicts = {r.kafka_offset: r for r in classify(frame, contract_for(entity), Limits()).select("kafka_offset", REASON, DETAIL).collect()}
-    passed = {r.kafka_offset for r in screen(frame, contract_for(entity), Limits()).where(OK).select("kafka_offset").collect()}
+    passed = {r.kafka_offset for r in Screen(contract_for(entity), Limits())(frame).where(OK).select("kafka_offset").collect()}
 
     wrong = [(v[:400], verdicts[n]) for n, v in enumerate(values) if (verdicts[n].reason is None) != model_accepts(entity, v)]
 
@@ -141,12 +141,3 @@ def test_odd_but_good_messages_are_accepted(lake: Lake, spell: Callable[[Message
     (row,) = classified(lake, "event", [value])
 
     assert (row.reason, row.detail) == (None, None)
-
-
-def test_the_screen_keeps_raw_bytes_only_of_what_it_did_not_pass(lake: Lake) -> None:
-    frame = lake.frame(records("event", [changed("event"), b"bad"]))
-
-    good, bad = sorted(screen(frame, contract_for("event"), Limits()).collect(), key=lambda r: r.kafka_offset)
-
-    assert (good[OK], good.value) == (True, None)
-    assert (bad[OK], bytes(bad.value)) == (False, b"bad")

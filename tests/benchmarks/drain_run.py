@@ -1,0 +1,278 @@
+"""One measured run of the drain benchmark, in a process of its own: `python -m tests.benchmarks.drain_run MODE ROWS`.
+
+Each mode first drains the small data set `benchwarm`, so that Java has compiled what it will run, then the data set `bench`
+from its start into empty tables. The clock runs from the first trigger of the measured drain to its last commit. Prints one
+line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import psutil  # noqa: TID253 -- the benchmark measures with it
+import typer
+
+from crm_assets.streaming.ingest import start_ingest, topics
+from crm_assets.streaming.refine import RefineStep, start_refine
+from crm_assets.streaming.tables import create_bronze, live
+from crm_resources.contracts import contracts
+from crm_resources.contracts.derive_spark import silver_type, wire_type
+from crm_resources.kafka import consumer, offsets
+from crm_resources.layout import SILVER, silver_columns, topic_name
+from crm_resources.settings import Settings, load_settings
+from crm_resources.spark import spark_conf, spark_session
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+    from pyspark.sql.streaming.query import StreamingQuery
+
+
+class Mode(StrEnum):
+    """What is measured."""
+
+    RAW = "raw"
+    INGEST = "ingest"
+    BOTH = "both"
+    HISTORY = "history"
+    QUICKSTART = "quickstart"
+
+
+WARM = "benchwarm"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Result of a run: rows, seconds from first trigger to last commit, CPU seconds of Java and Python, most memory at once."""
+
+    mode: Mode
+    rows: int
+    seconds: float
+    cpu_seconds: float
+    peak_rss_mib: float
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows by the clock of the run."""
+        return self.rows / self.seconds
+
+
+@dataclass
+class Usage:
+    """Samples CPU and memory of this process and its Java process."""
+
+    peak_mib: float = 0.0
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def processes(self) -> list[psutil.Process]:
+        """This process and everything below it."""
+        own = psutil.Process()
+        return [own, *own.children(recursive=True)]
+
+    def cpu_seconds(self) -> float:
+        """CPU time used until now."""
+        return sum(sum(p.cpu_times()[:2]) for p in self.processes())
+
+    def sample(self) -> None:
+        """Keep the peak up to date until stopped."""
+        while not self._stop.wait(0.5):
+            self.peak_mib = max(self.peak_mib, sum(p.memory_info().rss for p in self.processes()) / 2**20)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Sample while the block runs."""
+        thread = threading.Thread(target=self.sample, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+
+def main(
+    mode: Annotated[Mode, typer.Argument(help="What to measure.")],
+    history_rows: Annotated[int, typer.Option(help="Rows of history for the mode `history`.")] = 10_000_000,
+) -> None:
+    """Run one mode and print its figures."""
+    settings = load_settings()
+    warm = settings.model_copy(update={"env": WARM})
+    usage = Usage()
+    with usage.running():
+        drain = _DRAINS[mode]
+        drain(warm, min(history_rows, 100_000))
+        before = usage.cpu_seconds()
+        rows, seconds = drain(settings, history_rows)
+        cpu = usage.cpu_seconds() - before
+    typer.echo(json.dumps(asdict(Measured(mode, rows, seconds, cpu, usage.peak_mib))))
+
+
+def waiting(settings: Settings) -> int:
+    """Records in the topics of a data set."""
+    return sum(high - low for topic in topics(settings) for low, high in offsets(settings, topic).values())
+
+
+def drain_raw(settings: Settings, _history: int) -> tuple[int, float]:
+    """A plain consumer that reads everything and looks at nothing."""
+    rows, wanted = 0, waiting(settings)
+    client = consumer(settings, f"raw-{time.time_ns()}", {"auto.offset.reset": "earliest", "enable.auto.commit": False})
+    client.subscribe(topics(settings))
+    started = 0.0
+    while rows < wanted:
+        found = client.consume(10_000, 1.0)
+        if found and not started:
+            started = time.monotonic()
+        rows += sum(1 for m in found if m.error() is None)
+    seconds = time.monotonic() - started
+    client.close()
+    return rows, seconds
+
+
+def drain_ingest(settings: Settings, _history: int) -> tuple[int, float]:
+    """The ingest query alone, into bronze."""
+    spark, wanted = spark_session(settings, "bench"), waiting(settings)
+    query = start_ingest(spark, settings)
+    span = _until(query, lambda: _rows(query) >= wanted)
+    query.stop()
+    return wanted, span()
+
+
+def drain_both(settings: Settings, history: int, *, with_history: bool = False) -> tuple[int, float]:
+    """Both queries at once, through to silver."""
+    spark, wanted = spark_session(settings, "bench"), waiting(settings)
+    create_bronze(spark, settings)
+    step = RefineStep(spark, settings, live(settings))
+    if with_history:
+        write_history(spark, settings, history)
+        step = RefineStep(spark, settings, live(settings))
+    ingest = start_ingest(spark, settings)
+    refine = start_refine(spark, settings, step)
+    _until(refine, lambda: step.total.read >= wanted, also=ingest)
+    first, last = _span(ingest), _span(refine)
+    ingest.stop()
+    refine.stop()
+    return wanted, last[1] - first[0]
+
+
+def drain_history(settings: Settings, history: int) -> tuple[int, float]:
+    """Both queries at once into silver tables that hold many older rows."""
+    return drain_both(settings, history, with_history=True)
+
+
+def drain_quickstart(settings: Settings, _history: int) -> tuple[int, float]:
+    """Spark as its guides show it: a query per topic, `from_json`, Delta, default settings; nothing kept raw, checked or deduplicated."""
+    from pyspark.sql import SparkSession
+    from pyspark.sql import functions as F
+
+    ours = spark_conf(settings, "quickstart")
+    kept = (
+        "spark.jars",
+        "spark.master",
+        "spark.driver.memory",
+        "spark.sql.extensions",
+        "spark.sql.catalog.spark_catalog",
+        "spark.ui.enabled",
+    )
+    builder = SparkSession.builder.config("spark.local.dir", ours["spark.local.dir"])
+    for name in kept:
+        builder = builder.config(name, ours[name])
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    wanted, queries = waiting(settings), []
+    for contract in contracts():
+        raw = (
+            spark.readStream.format("kafka")
+            .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
+            .option("subscribe", topic_name(settings.env, contract.plural))
+            .option("startingOffsets", "earliest")
+            .load()
+        )
+        typed = raw.select(F.from_json(F.col("value").cast("string"), wire_type(contract.columns)).alias("data")).select("data.*")
+        queries.append(
+            typed.writeStream.format("delta")
+            .option("checkpointLocation", f"{settings.checkpoint_root}/quickstart-{contract.plural}")
+            .trigger(availableNow=True)
+            .start(settings.table_uri(f"quickstart/{contract.plural}"))
+        )
+    for query in queries:
+        query.awaitTermination()
+        error = query.exception()
+        if error is not None:
+            raise error
+    spans = [_span(q) for q in queries]
+    return wanted, max(s[1] for s in spans) - min(s[0] for s in spans)
+
+
+def write_history(spark: SparkSession, settings: Settings, rows: int) -> None:
+    """Fill the silver tables with older rows: time-ordered ids as ever, a file per 250,000 rows, the days before the drain."""
+    from pyspark.sql import functions as F
+
+    shares = {"event": 0.70, "order": 0.14, "product": 0.06, "profile": 0.10}
+    begin = int(time.time() * 1000) - 30 * 86_400_000
+    for contract in contracts():
+        count = int(rows * shares[contract.entity])
+        if not count:
+            continue
+        stamp = F.lit(begin) + F.col("id")
+        head = F.lpad(F.lower(F.hex(stamp)), 12, "0")
+        tail = F.lpad(F.lower(F.hex(F.xxhash64("id"))), 16, "0")
+        event_id = F.concat_ws(
+            "-", F.left(head, F.lit(8)), F.right(head, F.lit(4)), F.lit("7000"), F.left(tail, F.lit(4)), F.right(tail, F.lit(12))
+        )
+        set_columns = {
+            "event_id": event_id,
+            "entity": F.lit(contract.entity),
+            "sequence": F.col("id"),
+            "event_time": F.timestamp_millis(stamp),
+            "payload_hash": F.xxhash64("id"),
+            "kafka_topic": F.lit(topic_name(settings.env, contract.plural)),
+            "kafka_partition": F.lit(-1),
+            "kafka_offset": F.col("id"),
+        }
+        columns = [
+            set_columns.get(f.name, F.lit(None)).cast(f.dataType).alias(f.name) for f in silver_type(silver_columns(contract)).fields
+        ]
+        frame = spark.range(0, count, 1, max(1, count // 250_000)).select(*columns)
+        frame.write.format("delta").mode("append").save(settings.table_uri(SILVER[contract.plural].path))
+
+
+def _rows(query: StreamingQuery) -> int:
+    return sum(int(p["numInputRows"]) for p in query.recentProgress)
+
+
+def _until(query: StreamingQuery, done: Callable[[], bool], also: StreamingQuery | None = None) -> Callable[[], float]:
+    """Wait until `done`, and for the progress of the batch that did it."""
+    while not done():
+        for q in (query, also):
+            error = q.exception() if q is not None else None
+            if error is not None:
+                raise error
+        time.sleep(0.05)
+    time.sleep(1.0)
+    return lambda: _span(query)[1] - _span(query)[0]
+
+
+def _span(query: StreamingQuery) -> tuple[float, float]:
+    """Start of the first trigger that held rows and end of the last, in seconds since 1970."""
+    batches = [p for p in query.recentProgress if int(p["numInputRows"])]
+    begins = [datetime.fromisoformat(str(p["timestamp"])).timestamp() for p in batches]
+    return begins[0], begins[-1] + int(batches[-1]["durationMs"]["triggerExecution"]) / 1000
+
+
+_DRAINS: dict[Mode, Callable[[Settings, int], tuple[int, float]]] = {
+    Mode.RAW: drain_raw,
+    Mode.INGEST: drain_ingest,
+    Mode.BOTH: drain_both,
+    Mode.HISTORY: drain_history,
+    Mode.QUICKSTART: drain_quickstart,
+}
+
+if __name__ == "__main__":
+    typer.run(main)
