@@ -127,7 +127,8 @@ def test_topics_drift_is_seen_and_mended(pipeline: Pipeline):
     spec = next(s for s in kafka.topic_specs(pipeline.settings) if s.plural == "products")
     entry = ConfigEntry("retention.ms", "1000000", incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, spec.name, incremental_configs=[entry])
-    for future in kafka.admin(pipeline.settings).incremental_alter_configs([resource]).values():
+    client = kafka.admin(pipeline.settings)  # held until the answer is there: its futures end with it
+    for future in client.incremental_alter_configs([resource]).values():
         future.result(30)
     assert not kafka.plan([spec], kafka.observe(pipeline.settings, [spec.name])).is_empty
     pipeline.dagster("asset", "materialize", "--select", "key:topics/products", "-m", "crm_assets.definitions")
