@@ -3,6 +3,9 @@
 # Nothing is installed outside the checkout, and no interpreter is ever downloaded.
 set -eu
 
+# Trust what the machine trusts: behind a company's proxy uv's own list of certificates is not enough. (Two names: uv renamed it.)
+export UV_SYSTEM_CERTS=true UV_NATIVE_TLS=true
+
 fail() {
     echo "error: $1" >&2
     exit 1
