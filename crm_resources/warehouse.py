@@ -38,7 +38,7 @@ CONNECT_SECONDS = 20.0
 """How long a connection is tried before the caller hears of it; a restart of the embedded server takes about 3 s."""
 
 _PREPARE_LOCK = "crm prepare"
-_WORK_MEM = "96MB"
+_WORK_MEM = "64MB"
 """Sorts and hashes of half a million order lines stay in memory with this; two dbt threads use it a few times over."""
 
 
