@@ -156,7 +156,8 @@ def dbt_assets_definition() -> list[dg.AssetsDefinition]:
             for key, lineage in model_lineage().items():
                 if key in context.selected_asset_keys:
                     context.add_asset_metadata({"dagster/column_lineage": lineage}, asset_key=key)
-            yield from dbt.cli(["build"], context=context).stream()
+            # One target folder per data set: dbt keeps what it parsed there, which saves five seconds of each refresh.
+            yield from dbt.cli(["build"], context=context, target_path=loaded.environment_dir / "dbt").stream()
         warehouse.record_refresh(
             loaded, started_at=started, finished_at=datetime.now(UTC), as_of=business_date(started, loaded.business_timezone, loaded.as_of)
         )
