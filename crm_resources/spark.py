@@ -92,6 +92,9 @@ def spark_conf(settings: Settings, app_name: str) -> dict[str, str]:
         # A task that writes several partitions keeps a file open for each instead of sorting its rows by partition.
         "spark.sql.maxConcurrentOutputFileWriters": "32",
         "spark.sql.parquet.compression.codec": "zstd",
+        "spark.hadoop.parquet.compression.codec.zstd.level": "1",
+        # A check of Spark's own optimizer, made after each of its rules.
+        "spark.sql.lightweightPlanChangeValidation": "false",
         # Columns whose values hardly repeat: to look for repetitions costs time and saves no space.
         **{f"spark.hadoop.parquet.enable.dictionary#{name}": "false" for name in UNIQUE_COLUMNS},
         "spark.sql.adaptive.enabled": "false",

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crm_assets.streaming.history import IDENTITY, Decision, FileIndex, PlacedCoordinates, Verdict, decide, placed_coordinates
-from crm_assets.streaming.tables import Place, create_bronze, create_refined, generation_of, refined_tables
+from crm_assets.streaming.tables import Place, bronze_schema, create_bronze, create_refined, generation_of, refined_tables
 from crm_assets.streaming.transform import DETAIL, OK, RAW, REASON, Limits, Screen, classify
 from crm_resources.contracts import Contract, Reason, contracts
-from crm_resources.lake import files_of, open_table, read_columns, read_commit, row_count
+from crm_resources.lake import files_of, open_table, read_columns, read_commit, row_count, unquoted
 from crm_resources.layout import BRONZE, COORDINATES, DEAD_LETTERS, DUPLICATES, PAYLOAD_HASH, SILVER, LakeTable, silver_columns, topic_name
 from crm_resources.settings import Settings
 
@@ -156,7 +156,8 @@ class RefineStep:
 
     def _place_all(self, batch: DataFrame, batch_id: int) -> None:
         with ThreadPoolExecutor(max_workers=len(contracts()) + 2, thread_name_prefix=f"refine-{batch_id}") as pool:
-            done = [f.result() for f in [pool.submit(self._sort, batch, contract) for contract in contracts()]]
+            sorting = [pool.submit(self._sort, records, contract) for contract, records in self._by_contract(batch)]
+            done = [f.result() for f in sorting]
             try:
                 writes = [(SILVER[s.contract.plural], [s.silver], s.counts.silver) for s in done if s.silver is not None]
                 dead = [s.dead_letters for s in done if s.dead_letters is not None]
@@ -174,14 +175,37 @@ class RefineStep:
             raise BooksOpen(f"batch {batch_id}: the records do not add up, {counts}; the batch is not committed")
         self.total += counts
 
-    def _sort(self, batch: DataFrame, contract: Contract) -> _Sorted:
+    def _by_contract(self, batch: DataFrame) -> list[tuple[Contract, DataFrame]]:
+        """The batch's records of each entity that has some.
+
+        The frame Spark hands over can only be read as a whole, four times for four entities. Its files are bronze's, one topic
+        each, and reading those directly saves a tenth of the step's work.
+        """
+        from pyspark.sql import functions as F
+
+        topics = {topic_name(self._settings.env, c.plural): c for c in contracts()}
+        paths = _paths_of(batch)
+        if paths is None:
+            return [(contract, batch.where(F.col("kafka_topic") == topic)) for topic, contract in topics.items()]
+        by_topic: dict[str, list[str]] = {}
+        for path in paths:
+            by_topic.setdefault(_topic_of(path), []).append(path)
+        unknown = sorted(set(by_topic) - set(topics))
+        if unknown:
+            raise BooksOpen(
+                f"bronze holds records of {', '.join(unknown)}, for which there is no contract; none of this batch is committed"
+            )
+        reader = batch.sparkSession.read.schema(bronze_schema()).option("basePath", self._settings.table_uri(BRONZE.path))
+        return [(contract, reader.parquet(*by_topic[topic])) for topic, contract in topics.items() if topic in by_topic]
+
+    def _sort(self, records: DataFrame, contract: Contract) -> _Sorted:
         """Decide on the place of each record of one entity."""
         import pyarrow as pa
         from pyspark.sql import functions as F
 
-        _share(batch.sparkSession)
+        spark = records.sparkSession
+        _share(spark)
         topic, names = topic_name(self._settings.env, contract.plural), [c.name for c in silver_columns(contract)]
-        records = batch.where(F.col("kafka_topic") == topic)
         screened = self._screens[contract.entity](records).localCheckpoint(eager=False)
         cached = [screened]
         seen = screened.select(*IDENTITY, OK).toArrow()
@@ -213,7 +237,7 @@ class RefineStep:
         dead: list[DataFrame] = []
         dropped: DataFrame | None = None
         if decisions:
-            decided = F.broadcast(_decisions_frame(batch.sparkSession, decisions))
+            decided = F.broadcast(_decisions_frame(spark, decisions))
             if duplicates:
                 dropped = good.join(decided.where(F.col("verdict") == Verdict.DUPLICATE), _POSITION).select(
                     "event_id", F.lit(contract.entity).alias("entity"), PAYLOAD_HASH.name, *(c.name for c in COORDINATES)
@@ -340,6 +364,28 @@ def batch_bytes(settings: Settings) -> int:
 def _share(spark: SparkSession) -> None:
     """Put what this thread runs into the refine query's share of the cores."""
     spark.sparkContext.setLocalProperty("spark.scheduler.pool", REFINE)
+
+
+def _paths_of(batch: DataFrame) -> list[str] | None:
+    """Data files a frame of Delta's source reads, as its scan holds them; `None` for a frame of another making."""
+    plan = batch._jdf.logicalPlan()
+    if not plan.getClass().getSimpleName().startswith("LogicalRDD"):
+        return None
+    rdd = plan.rdd()
+    while rdd.getClass().getSimpleName() != "FileScanRDD":
+        dependencies = rdd.dependencies()
+        if dependencies.size() != 1:
+            return None
+        rdd = dependencies.head().rdd()
+    partitions = rdd.filePartitions()
+    paths = {str(file.filePath().toString()) for i in range(partitions.size()) for file in partitions.apply(i).files()}
+    return sorted(unquoted(path) for path in paths)
+
+
+def _topic_of(path: str) -> str:
+    """Topic of a file of bronze, from its partition's folder."""
+    folder = next(part for part in path.split("/") if part.startswith("kafka_topic="))
+    return folder.removeprefix("kafka_topic=")
 
 
 def _without(rows: pa.Table, decisions: list[Decision]) -> pa.Table:
