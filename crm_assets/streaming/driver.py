@@ -175,6 +175,7 @@ class Driver:
         self._batch_at_failure: int | None = None
         self._retry_at = 0.0
         self._step: RefineStep | None = None
+        self._refined_before = 0
 
     def ask_to_stop(self, number: int, _frame: FrameType | None) -> None:
         """Signal handler: end when the batches in hand are committed."""
@@ -188,6 +189,7 @@ class Driver:
         ingest = start_ingest(self._spark, self._settings)
         refine = self._start_refine()
         while not self._stop.is_set():
+            self._report_refined()
             self._board.write()
             if not ingest.isActive:
                 return self._ingest_failed(ingest, refine)
@@ -198,11 +200,22 @@ class Driver:
                 refine = self._start_refine()
             self._stop.wait(TICK_SECONDS)
         self._drain(ingest, refine)
+        self._report_refined()
         self._board.write()
         return 0
 
+    def _report_refined(self) -> None:
+        """Put the step's own count on the board: it reads bronze's files itself, so Spark's progress counts none of its records."""
+        if self._step is None:
+            return
+        rows, speed = self._refined_before + self._step.total.read, self._step.rows_per_second
+        self._board.update(REFINE, lambda q: replace(q, rows=rows, rows_per_second=speed))
+
     def _start_refine(self) -> StreamingQuery | None:
         try:
+            if self._step is not None:
+                self._refined_before += self._step.total.read
+                self._step = None
             self._step = RefineStep(self._spark, self._settings, live(self._settings))
             return start_refine(self._spark, self._settings, self._step)
         except CheckpointDamaged as error:

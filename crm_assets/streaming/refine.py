@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -120,6 +121,7 @@ class RefineStep:
         self._tables = {t.name: self._opened(t) for t in refined_tables()}
         self._placed = self._placed_before() if self.generation.over_existing else PlacedCoordinates()
         self.total = BatchCounts()
+        self.rows_per_second = 0.0
         self._gate = threading.Lock()
         self._closed = False
 
@@ -152,7 +154,10 @@ class RefineStep:
         with self._gate:
             if self._closed:
                 raise StepClosed(f"batch {batch_id} is not begun, the stream is stopping")
+            started = time.monotonic()
+            before = self.total.read
             self._place_all(batch, batch_id)
+            self.rows_per_second = (self.total.read - before) / max(time.monotonic() - started, 1e-9)
 
     def _place_all(self, batch: DataFrame, batch_id: int) -> None:
         with ThreadPoolExecutor(max_workers=len(contracts()) + 2, thread_name_prefix=f"refine-{batch_id}") as pool:

@@ -260,8 +260,8 @@ def _until(query: StreamingQuery, done: Callable[[], bool], also: StreamingQuery
 
 
 def _span(query: StreamingQuery) -> tuple[float, float]:
-    """Start of the first trigger that held rows and end of the last, in seconds since 1970."""
-    batches = [p for p in query.recentProgress if int(p["numInputRows"])]
+    """Start of the first trigger that made a batch and end of the last, in seconds since 1970."""
+    batches = [p for p in query.recentProgress if "addBatch" in p["durationMs"]]
     begins = [datetime.fromisoformat(str(p["timestamp"])).timestamp() for p in batches]
     return begins[0], begins[-1] + int(batches[-1]["durationMs"]["triggerExecution"]) / 1000
 
