@@ -81,6 +81,8 @@ def main(
     _show(measured, missed)
     path = write_report(settings.reports_dir, "bench-drain", Verdict.FAIL if missed else Verdict.PASS, figures, started=started)
     CONSOLE.print(f"report: {path}")
+    if missed:
+        raise typer.Exit(1)
 
 
 def _measure(
