@@ -118,6 +118,7 @@ class LedgerWriter:
         self._max_age = max_age_seconds
         self._clock = clock
         self._oldest: float | None = None
+        self._broken = ""
         self._schema = ledger_schema()
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -167,13 +168,16 @@ class LedgerWriter:
         """Write the pending rows as a batch and force them to disk.
 
         Raises:
-            LedgerError: the disk refused; the pending rows do not count.
+            LedgerError: the disk refused, now or before; the pending rows do not count.
         """
         import pyarrow as pa
 
         count = len(self._columns[0])
         if not count:
             return
+        if self._broken:
+            # What follows a torn batch could not be read back, so it must not count either.
+            raise LedgerError(self._broken)
         names = self._schema.names
         arrays = [pa.array([self.run_id] * count, self._schema.field("run_id").type)]
         arrays += [pa.array(column, self._schema.field(name).type) for name, column in zip(names[1:], self._columns, strict=True)]
@@ -182,21 +186,26 @@ class LedgerWriter:
             self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise LedgerError(
-                f"cannot write the ledger {self.path}: {error.strerror or error}; {count} events do not count as acked"
-            ) from error
+            self._broken = f"cannot write the ledger {self.path}: {error.strerror or error}; {count} events do not count as acked"
+            raise LedgerError(self._broken) from error
         self.durable_refused += refused
         self.durable_acked += count - refused
         self._clear()
 
     def close(self) -> None:
-        """Write what is pending and end the file."""
+        """Write what is pending and end the file.
+
+        Raises:
+            LedgerError: the disk refused; the pending rows do not count.
+        """
         if self._file.closed:
             return
-        self.flush()
-        self._stream.close()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            self.flush()
+            self._stream.close()
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

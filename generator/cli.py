@@ -32,6 +32,7 @@ from generator.defects import DefectShares, with_defects
 from generator.delivery import DeliveryError, Outcome, deliver
 from generator.environment import write_environment
 from generator.errors import BadInputError
+from generator.interrupt import asked_to_stop
 from generator.pacing import Accelerated, AsFastAsPossible, Pace, PerSecond
 from generator.records import Outgoing
 from generator.send import check_file
@@ -167,8 +168,10 @@ def _send(
     plurals: Iterable[str] = ("events", "orders", "products", "profiles"),
     timeout: float,
 ) -> Outcome:
-    with _progress(title, total) as progress:
-        return deliver(settings, run_id, records, pace=pace, plurals=plurals, progress=progress, delivery_timeout_seconds=timeout)
+    with _progress(title, total) as progress, asked_to_stop() as stop:
+        return deliver(
+            settings, run_id, records, pace=pace, plurals=plurals, progress=progress, stop=stop, delivery_timeout_seconds=timeout
+        )
 
 
 @contextmanager

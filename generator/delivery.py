@@ -70,6 +70,7 @@ def deliver(
     pace: Pace | None = None,
     plurals: Iterable[str] = ("events", "orders", "products", "profiles"),
     progress: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
     delivery_timeout_seconds: float = 60,
     wait_seconds: float = 20,
 ) -> Outcome:
@@ -82,6 +83,7 @@ def deliver(
         pace: when each is meant to leave; as fast as possible when omitted.
         plurals: entities whose topics must exist before the first record leaves.
         progress: called now and then with the number of records handed over so far.
+        stop: asked before each record; once it says yes no further record leaves, and those under way are waited for.
         delivery_timeout_seconds: how long a record is tried before it is given up.
         wait_seconds: how long an unreachable broker is waited for at the start.
 
@@ -94,16 +96,13 @@ def deliver(
     kafka.require_topics(settings, plurals, wait_seconds=wait_seconds)
     producer = kafka.producer(settings, delivery_timeout_seconds=delivery_timeout_seconds)
     with LedgerWriter(ledger_dir(settings.environment_dir), run_id) as ledger:
-        run = _Run(settings, run_id, producer, ledger, pace or AsFastAsPossible(), progress, delivery_timeout_seconds)
-        interrupted = False
+        run = _Run(settings, run_id, producer, ledger, pace or AsFastAsPossible(), progress, stop)
         try:
             run.send_all(records)
-        except KeyboardInterrupt:
-            interrupted = True
         finally:
             # Also when the source of the records failed: what is under way is still acknowledged and written down.
-            run.drain(min(10.0, delivery_timeout_seconds) if interrupted else delivery_timeout_seconds + 5)
-    outcome = run.outcome(interrupted=interrupted)
+            run.drain(min(10.0, delivery_timeout_seconds) if run.interrupted else delivery_timeout_seconds + 5)
+    outcome = run.outcome()
     if outcome.unknown:
         raise DeliveryError(
             f"Kafka at {settings.kafka_bootstrap} did not acknowledge {outcome.unknown} of {outcome.offered} records within "
@@ -126,14 +125,15 @@ class _Run:
         ledger: LedgerWriter,
         pace: Pace,
         progress: Callable[[int], None] | None,
-        timeout_seconds: float,
+        stop: Callable[[], bool],
     ) -> None:
         self.producer = producer
         self.ledger = ledger
         self.pace = pace
         self.progress = progress
         self.run_id = run_id
-        self.timeout_seconds = timeout_seconds
+        self.stop = stop
+        self.interrupted = False
         self.topics = {plural: topic_name(settings.env, plural) for plural in ("events", "orders", "products", "profiles")}
         self.offered = 0
         self.unknown = 0
@@ -144,7 +144,7 @@ class _Run:
         self.started_us = _now_us()
 
     def send_all(self, records: Iterable[Outgoing]) -> None:
-        """Hand each record over at its time; stops early once records are being given up."""
+        """Hand each record over at its time; ends early when asked to, and once records are being given up."""
         for index, record in enumerate(records):
             if self.unknown:
                 break
@@ -154,7 +154,9 @@ class _Run:
             else:
                 intended_us = self.started_us + round(due * 1_000_000)
                 self._wait_until(self.started + due)
-            self._hand_over(record, intended_us)
+            if not self._hand_over(record, intended_us):
+                self.interrupted = True
+                break
             if index % _POLL_EVERY == 0:
                 self._poll(0)
                 if self.progress:
@@ -173,7 +175,7 @@ class _Run:
             self.producer.poll(1)
         self.ledger.flush()
 
-    def outcome(self, *, interrupted: bool) -> Outcome:
+    def outcome(self) -> Outcome:
         """What became of the run."""
         return Outcome(
             run_id=self.run_id,
@@ -185,7 +187,7 @@ class _Run:
             lateness_seconds_max=self.late_us / 1_000_000,
             acked_by_topic=dict(sorted(self.acked_by_topic.items())),
             ledger=self.ledger.path,
-            interrupted=interrupted,
+            interrupted=self.interrupted,
         )
 
     def acked(self, flight: _InFlight, error: KafkaError | None, message: Message) -> None:
@@ -200,31 +202,32 @@ class _Run:
             self.unknown += 1
             self.last_error = error.str()
 
-    def _hand_over(self, record: Outgoing, intended_us: int) -> None:
+    def _hand_over(self, record: Outgoing, intended_us: int) -> bool:
+        """Give a record to the producer; False, and it was not given, when the run was asked to stop."""
         from confluent_kafka import KafkaException
 
         topic = self.topics[record.plural]
         sent_us = _now_us()
         flight = _InFlight(self, record, intended_us, sent_us)
-        self.late_us = max(self.late_us, sent_us - intended_us)
-        self.offered += 1
-        while True:
+        while not self.stop():
             try:
                 self.producer.produce(topic, value=record.value, key=record.key, on_delivery=flight)
             except BufferError:
                 # Back-pressure: the queue is bounded, the loop waits. Records given up by their timeout make room in the end.
                 self._poll(0.1)
+                continue
             except KafkaException as error:
                 cause = error.args[0]
                 if not _is_refusal(cause):
                     raise
                 self.ledger.append(flight.row(topic, None, None, None, refused=True))
-                return
-            else:
-                return
+            self.late_us = max(self.late_us, sent_us - intended_us)
+            self.offered += 1
+            return True
+        return False
 
     def _wait_until(self, moment: float) -> None:
-        while (left := moment - time.monotonic()) > 0:
+        while (left := moment - time.monotonic()) > 0 and not self.stop():
             self._poll(min(left, _LONGEST_WAIT_SECONDS))
 
     def _poll(self, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -84,6 +85,25 @@ def test_every_truncation_leaves_whole_batches_only(tmp_path: Path) -> None:
         assert len(found) in (0, 10, 20, 30, 35)
         seen.add(len(found))
     assert seen >= {0, 10, 20, 30, 35}
+
+
+def test_nothing_counts_behind_a_batch_that_the_disk_refused(tmp_path: Path) -> None:
+    ledger = LedgerWriter(tmp_path, "run", batch_rows=1000)
+    ledger.append(ROW)
+    ledger.flush()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ledger.path.stat().st_size + 100, limits[1]))
+    try:
+        ledger.append(ROW)
+        with pytest.raises(LedgerError, match="do not count as acked"):
+            ledger.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    # The disk has room again, but what lies behind the torn batch could not be read back.
+    ledger.append(ROW)
+    with pytest.raises(LedgerError, match="do not count as acked"):
+        ledger.close()
+    assert (ledger.durable_acked, len(offsets(ledger.path))) == (1, 1)
 
 
 def test_batches_survive_kill_9(tmp_path: Path) -> None:
