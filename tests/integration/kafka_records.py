@@ -32,7 +32,7 @@ def read_all(settings: Settings) -> list[Record]:
     try:
         consumer.assign([TopicPartition(topic, partition, low) for (topic, partition), (low, _) in ends.items()])
         while len(found) < wanted:
-            messages = consumer.consume(5000, timeout=20)
+            messages = consumer.consume(min(5000, wanted - len(found)), timeout=20)
             assert messages, f"only {len(found)} of {wanted} records came back"
             for m in messages:
                 assert m.error() is None, m.error()
