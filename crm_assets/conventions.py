@@ -12,7 +12,18 @@ import dagster as dg
 
 from crm_resources.contracts import Column, ColumnType, Contract, contracts
 from crm_resources.contracts.derive_postgres import RawTable, postgres_type, raw_tables
-from crm_resources.layout import BRONZE, COORDINATES, DEAD_LETTERS, DUPLICATES, PAYLOAD_HASH, SILVER, silver_columns
+from crm_resources.layout import (
+    BRONZE,
+    COORDINATES,
+    DEAD_LETTER_COLUMNS,
+    DEAD_LETTERS,
+    DUPLICATE_COLUMNS,
+    DUPLICATES,
+    RECORD_KEY,
+    RECORD_VALUE,
+    SILVER,
+    silver_columns,
+)
 
 OWNERS = ["team:data-platform"]
 
@@ -51,12 +62,6 @@ def raw_key(table: str) -> dg.AssetKey:
     return dg.AssetKey(["warehouse", "raw", table])
 
 
-BINARY_COLUMNS = (
-    ("kafka_key", "binary", "Key of the record as bytes."),
-    ("value", "binary", "Value of the record as bytes, untouched."),
-)
-
-
 def lake_tables() -> Mapping[dg.AssetKey, str]:
     """Path below the lake's root of every lake table, by asset key."""
     return {
@@ -76,36 +81,10 @@ def table_schema(columns: Iterable[Column]) -> dg.TableSchema:
 
 def bronze_schema() -> dg.TableSchema:
     """Columns of bronze: coordinates and raw bytes."""
-    return _with_extra(COORDINATES, (*BINARY_COLUMNS, ("ingest_date", "date", "Date of `ingested_at` in UTC; partition column.")))
-
-
-def dead_letter_schema() -> dg.TableSchema:
-    """Columns of the dead letters: coordinates, raw bytes and why."""
-    return _with_extra(
-        COORDINATES,
-        (
-            *BINARY_COLUMNS,
-            ("entity", "string", "Entity the topic belongs to."),
-            ("event_id", "string", "Event id, where the record could be read that far."),
-            ("reason", "string", "Reason code."),
-            ("detail", "string", "Field or value that was at fault."),
-            ("stage", "string", "Step that refused the record."),
-            ("attempt", "int", "How many times the record was tried."),
-            ("first_failed_at", "timestamp", "First refusal."),
-            ("failed_at", "timestamp", "Latest refusal."),
-        ),
+    partition = dg.TableColumn(
+        "ingest_date", "date", "Date of `ingested_at` in UTC; partition column.", dg.TableColumnConstraints(nullable=False)
     )
-
-
-def duplicate_schema() -> dg.TableSchema:
-    """Columns of the dropped exact duplicates."""
-    return _with_extra(
-        (*COORDINATES, PAYLOAD_HASH),
-        (
-            ("event_id", "string", "Event id that had been accepted before."),
-            ("entity", "string", "Entity of the record."),
-        ),
-    )
+    return dg.TableSchema(columns=[*table_schema((*COORDINATES, RECORD_KEY, RECORD_VALUE)).columns, partition])
 
 
 def lake_schema(key: dg.AssetKey) -> dg.TableSchema:
@@ -113,9 +92,9 @@ def lake_schema(key: dg.AssetKey) -> dg.TableSchema:
     if key == BRONZE_KEY:
         return bronze_schema()
     if key == DEAD_LETTERS_KEY:
-        return dead_letter_schema()
+        return table_schema(DEAD_LETTER_COLUMNS)
     if key == DUPLICATES_KEY:
-        return duplicate_schema()
+        return table_schema(DUPLICATE_COLUMNS)
     return table_schema(silver_columns(_contract_of(key)))
 
 
@@ -185,8 +164,3 @@ def _spelling(column: Column) -> str:
     if column.type is ColumnType.LIST:
         return "array<struct<" + ",".join(f"{c.name}:{_spelling(c)}" for c in column.items) + ">>"
     return str(column.type)
-
-
-def _with_extra(columns: Iterable[Column], extra: Iterable[tuple[str, str, str]]) -> dg.TableSchema:
-    schema = table_schema(columns)
-    return dg.TableSchema(columns=[*schema.columns, *(dg.TableColumn(name, kind, text) for name, kind, text in extra)])

@@ -23,6 +23,33 @@ PAYLOAD_HASH = Column(
     "payload_hash", ColumnType.LONG, False, "xxhash64 (seed 42) of the raw bytes; tells a conflicting duplicate from an exact one."
 )
 
+RECORD_KEY = Column("kafka_key", ColumnType.BINARY, True, "Key of the record as bytes.")
+RECORD_VALUE = Column("value", ColumnType.BINARY, True, "Value of the record as bytes, untouched.")
+"""The raw record, beside its coordinates; null where the record has none."""
+
+DEAD_LETTER_COLUMNS: tuple[Column, ...] = (
+    Column("event_id", ColumnType.STRING, True, "Event id, where the record could be read that far."),
+    *COORDINATES,
+    RECORD_KEY,
+    RECORD_VALUE,
+    Column("entity", ColumnType.STRING, False, "Entity the topic belongs to."),
+    Column("reason", ColumnType.STRING, False, "Reason code."),
+    Column("detail", ColumnType.STRING, True, "Field or value that was at fault."),
+    Column("stage", ColumnType.STRING, False, "Step that refused the record."),
+    Column("attempt", ColumnType.INT, False, "How many times the record was tried."),
+    Column("first_failed_at", ColumnType.TIMESTAMP, False, "First refusal."),
+    Column("failed_at", ColumnType.TIMESTAMP, False, "Latest refusal."),
+)
+"""Columns of the dead letters in storage order: the raw record, and why it went no further."""
+
+DUPLICATE_COLUMNS: tuple[Column, ...] = (
+    Column("event_id", ColumnType.STRING, False, "Event id that had been accepted before."),
+    Column("entity", ColumnType.STRING, False, "Entity of the record."),
+    PAYLOAD_HASH,
+    *COORDINATES,
+)
+"""Columns of the dropped exact duplicates in storage order."""
+
 
 @dataclass(frozen=True)
 class LakeTable:

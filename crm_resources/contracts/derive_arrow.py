@@ -38,6 +38,8 @@ def _type(column: Column) -> pa.DataType:
             return pa.bool_()
         case ColumnType.TIMESTAMP:
             return pa.timestamp("us", tz="UTC")
+        case ColumnType.BINARY:
+            return pa.binary()
         case ColumnType.DECIMAL:
             return pa.decimal128(column.precision or 38, column.scale or 0)
         case ColumnType.LIST:

@@ -71,6 +71,8 @@ def postgres_type(column: Column) -> str:
             return "timestamp with time zone"
         case ColumnType.DECIMAL:
             return f"numeric({column.precision},{column.scale})"
+        case ColumnType.BINARY:
+            return "bytea"
         case ColumnType.LIST:
             msg = f"{column.name} is a list and belongs in a child table"
             raise ValueError(msg)
