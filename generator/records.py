@@ -1,23 +1,13 @@
-"""A record on its way to Kafka, and the defects that may be ordered for it."""
+"""A record on its way to Kafka."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from enum import StrEnum
 
+from crm_resources.ordered_defects import Defect
 
-class Defect(StrEnum):
-    """A fault put into a record on purpose; the ledger keeps it, so that the audit knows what was meant."""
-
-    DUPLICATE = "duplicate"
-    CONFLICTING_DUPLICATE = "conflicting_duplicate"
-    CORRUPT_JSON = "corrupt_json"
-    BAD_UTF8 = "bad_utf8"
-    NULL_VALUE = "null_value"
-    OVERSIZED = "oversized"
-    UNKNOWN_VERSION = "unknown_version"
-    FAR_FUTURE = "far_future"
+__all__ = ["Defect", "Outgoing"]
 
 
 @dataclass(frozen=True, slots=True)

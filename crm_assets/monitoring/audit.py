@@ -28,6 +28,7 @@ from crm_assets.monitoring.coordinates import PLACES, Coordinate, CoordinateBook
 from crm_resources.kafka import KafkaUnavailableError, TopicError
 from crm_resources.lake import LakeError
 from crm_resources.ledger import LedgerError, payload_md5
+from crm_resources.ordered_defects import Defect, Expected
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import Settings, load_settings
 from crm_resources.warehouse import WarehouseError
@@ -430,7 +431,7 @@ class _Audit:
         )
 
 
-_HARMLESS = frozenset({"duplicate"})
+_HARMLESS = frozenset(d.value for d in Defect if d.expected is not Expected.DEAD_LETTER)
 """Ordered defects that do not end as dead letters."""
 
 
