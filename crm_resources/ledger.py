@@ -14,11 +14,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,7 +31,12 @@ class LedgerError(RuntimeError):
 
 
 def ledger_schema() -> pa.Schema:
-    """Columns of the ledger. Times are microseconds in UTC; a refused row has neither partition, offset nor `acked_at`."""
+    """Columns of the ledger.
+
+    Times are microseconds in UTC; a refused row has neither partition, offset nor `acked_at`. `payload_md5` is that of the bytes,
+    `typed_md5` that of the canonical text (`contracts.canonical`), null where the record is meant to become a dead letter. Files of
+    older generators lack the last column; it reads as null.
+    """
     import pyarrow as pa
 
     moment = pa.timestamp("us", tz="UTC")
@@ -53,6 +57,7 @@ def ledger_schema() -> pa.Schema:
             pa.field("acked_at", moment),
             pa.field("defect", pa.string()),
             pa.field("refused", pa.bool_(), nullable=False),
+            pa.field("typed_md5", pa.binary(16)),
         ]
     )
 
@@ -67,9 +72,8 @@ def ledger_dir(environment_dir: Path) -> Path:
     return environment_dir / "ledger"
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
-    """One acknowledged or refused event. Times in microseconds since 1970 UTC; see `ledger_schema`."""
+class LedgerRow(NamedTuple):
+    """One acknowledged or refused event, in the order of the schema. Times in microseconds since 1970 UTC; see `ledger_schema`."""
 
     event_id: str
     entity: str
@@ -85,6 +89,7 @@ class LedgerRow:
     acked_us: int | None
     defect: str | None
     refused: bool
+    typed_md5: bytes | None = None
 
 
 class LedgerWriter:
@@ -117,7 +122,8 @@ class LedgerWriter:
         self._batch_rows = batch_rows
         self._max_age = max_age_seconds
         self._clock = clock
-        self._oldest: float | None = None
+        self._oldest = 0.0
+        self._rows: list[LedgerRow] = []
         self._broken = ""
         self._schema = ledger_schema()
         try:
@@ -129,39 +135,19 @@ class LedgerWriter:
         self._stream = pa.ipc.new_stream(self._file, self._schema)
         os.fsync(descriptor)
         _sync_directory(directory)
-        self._clear()
 
     def append(self, row: LedgerRow) -> None:
         """Take a row; it becomes durable with its batch."""
-        if self._oldest is None:
+        rows = self._rows
+        if not rows:
             self._oldest = self._clock()
-        for column, value in zip(
-            self._columns,
-            (
-                row.event_id,
-                row.entity,
-                row.entity_key,
-                row.sequence,
-                row.amount,
-                row.payload_md5,
-                row.topic,
-                row.partition,
-                row.offset,
-                row.intended_us,
-                row.sent_us,
-                row.acked_us,
-                row.defect,
-                row.refused,
-            ),
-            strict=True,
-        ):
-            column.append(value)
-        if len(self._columns[0]) >= self._batch_rows:
+        rows.append(row)
+        if len(rows) >= self._batch_rows:
             self.flush()
 
     def tend(self) -> None:
         """Write the pending batch when it has grown old; to be called now and then while events flow."""
-        if self._oldest is not None and self._clock() - self._oldest >= self._max_age:
+        if self._rows and self._clock() - self._oldest >= self._max_age:
             self.flush()
 
     def flush(self) -> None:
@@ -172,16 +158,16 @@ class LedgerWriter:
         """
         import pyarrow as pa
 
-        count = len(self._columns[0])
+        count = len(self._rows)
         if not count:
             return
         if self._broken:
             # What follows a torn batch could not be read back, so it must not count either.
             raise LedgerError(self._broken)
-        names = self._schema.names
-        arrays = [pa.array([self.run_id] * count, self._schema.field("run_id").type)]
-        arrays += [pa.array(column, self._schema.field(name).type) for name, column in zip(names[1:], self._columns, strict=True)]
-        refused = sum(value is True for value in self._columns[-1])
+        columns = zip(*self._rows, strict=True)
+        arrays = [pa.repeat(pa.scalar(self.run_id), count)]
+        arrays += [pa.array(column, field.type) for field, column in zip(list(self._schema)[1:], columns, strict=True)]
+        refused = sum(row.refused for row in self._rows)
         try:
             self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
             os.fsync(self._file.fileno())
@@ -190,7 +176,7 @@ class LedgerWriter:
             raise LedgerError(self._broken) from error
         self.durable_refused += refused
         self.durable_acked += count - refused
-        self._clear()
+        self._rows = []
 
     def close(self) -> None:
         """Write what is pending and end the file.
@@ -213,10 +199,6 @@ class LedgerWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _clear(self) -> None:
-        self._columns: list[list[object]] = [[] for _ in range(len(self._schema) - 1)]
-        self._oldest = None
-
 
 def ledger_files(directory: Path, run_id: str | None = None) -> list[Path]:
     """Ledger files of an environment, or of one of its runs, in the order they were begun."""
@@ -230,8 +212,8 @@ def read_ledger(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa
     """Batches of one ledger file up to the last whole one.
 
     Args:
-        path: a ledger file, perhaps cut off by a crash.
-        columns: only these; all when omitted.
+        path: a ledger file, perhaps cut off by a crash, perhaps of an older generator.
+        columns: only these; all when omitted. A column the file is too old to have is null.
 
     Raises:
         LedgerError: the file has content that is no ledger.
@@ -247,7 +229,8 @@ def read_ledger(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa
             if _only_a_beginning(head):
                 return
             raise LedgerError(f"{path} is no ledger: {error}") from error
-        if stream.schema.names != ledger_schema().names:
+        newest = ledger_schema()
+        if stream.schema.names not in (newest.names, newest.names[:-1]):
             raise LedgerError(f"{path} is a stream of other columns: {', '.join(stream.schema.names)}")
         while True:
             try:
@@ -256,7 +239,7 @@ def read_ledger(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa
                 return
             except (pa.ArrowInvalid, OSError):
                 return  # the tail of a killed writer: rows that never counted
-            yield batch.select(list(columns)) if columns is not None else batch
+            yield _with_columns(batch, newest.names if columns is None else columns, newest)
 
 
 _LONGEST_BEGINNING = 4096
@@ -290,6 +273,15 @@ def _run_of(path: Path) -> str:
 def _number_of(path: Path) -> int:
     found = _FILE.fullmatch(path.name)
     return int(found["number"]) if found else 0
+
+
+def _with_columns(batch: pa.RecordBatch, columns: Sequence[str], schema: pa.Schema) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    if set(columns) <= set(batch.schema.names):
+        return batch.select(list(columns))
+    arrays = [batch.column(name) if name in batch.schema.names else pa.nulls(batch.num_rows, schema.field(name).type) for name in columns]
+    return pa.RecordBatch.from_arrays(arrays, names=list(columns))
 
 
 def _only_a_beginning(head: bytes) -> bool:

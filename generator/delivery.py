@@ -267,6 +267,7 @@ class _InFlight:
             acked_us=acked_us,
             defect=record.defect.value if record.defect else None,
             refused=refused,
+            typed_md5=record.typed_md5(),
         )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-from crm_resources.ordered_defects import Defect
+import orjson
+
+from crm_resources.contracts.canonical import message_digest
+from crm_resources.ordered_defects import Defect, Expected
 
 __all__ = ["Defect", "Outgoing"]
 
@@ -28,3 +31,9 @@ class Outgoing:
     event_us: int
     amount: Decimal | None = None
     defect: Defect | None = None
+
+    def typed_md5(self) -> bytes | None:
+        """Typed checksum of the message as it is sent; None where it is meant to become a dead letter."""
+        if self.value is None or (self.defect is not None and self.defect.expected is Expected.DEAD_LETTER):
+            return None
+        return message_digest(self.entity, orjson.loads(self.value))

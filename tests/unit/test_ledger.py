@@ -7,13 +7,22 @@ import resource
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa  # noqa: TID253 -- tests need not start fast
 import pytest
 
-from crm_resources.ledger import NO_DIGEST, LedgerError, LedgerRow, LedgerWriter, ledger_files, payload_md5, read_ledger
+from crm_resources.ledger import (
+    NO_DIGEST,
+    LedgerError,
+    LedgerRow,
+    LedgerWriter,
+    ledger_files,
+    ledger_schema,
+    payload_md5,
+    read_ledger,
+)
 
 ROW = LedgerRow(
     event_id="019a0000-0000-7000-8000-000000000000",
@@ -36,7 +45,7 @@ ROW = LedgerRow(
 def write(directory: Path, count: int, batch_rows: int = 10) -> Path:
     with LedgerWriter(directory, "run", batch_rows=batch_rows) as ledger:
         for offset in range(count):
-            ledger.append(replace(ROW, offset=offset))
+            ledger.append(ROW._replace(offset=offset))
         return ledger.path
 
 
@@ -57,7 +66,7 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_a_row_counts_only_when_its_batch_is_on_disk(tmp_path: Path) -> None:
     with LedgerWriter(tmp_path, "run", batch_rows=3) as ledger:
         ledger.append(ROW)
-        ledger.append(replace(ROW, partition=None, offset=None, acked_us=None, refused=True))
+        ledger.append(ROW._replace(partition=None, offset=None, acked_us=None, refused=True))
         assert (ledger.durable_acked, ledger.durable_refused) == (0, 0)
         ledger.append(ROW)
         assert (ledger.durable_acked, ledger.durable_refused) == (2, 1)
@@ -108,10 +117,10 @@ def test_nothing_counts_behind_a_batch_that_the_disk_refused(tmp_path: Path) -> 
 
 def test_batches_survive_kill_9(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from dataclasses import replace\n"
+        "import sys, time; from pathlib import Path\n"
         "from tests.unit.test_ledger import ROW, LedgerWriter\n"
         "ledger = LedgerWriter(Path(sys.argv[1]), 'killed', batch_rows=10)\n"
-        "for n in range(25): ledger.append(replace(ROW, offset=n))\n"
+        "for n in range(25): ledger.append(ROW._replace(offset=n))\n"
         "print(ledger.durable_acked, flush=True); time.sleep(600)\n"
     )
     root = Path(__file__).parents[2]
@@ -146,3 +155,16 @@ def test_another_file_is_not_taken_for_a_ledger(tmp_path: Path) -> None:
 def test_no_value_and_an_empty_value_have_different_digests() -> None:
     assert payload_md5(None) == NO_DIGEST
     assert payload_md5(b"") != NO_DIGEST
+
+
+def test_a_file_of_an_older_generator_reads_with_null_typed_checksums(tmp_path: Path) -> None:
+    older = pa.schema(list(ledger_schema())[:-1])
+    row = {f.name: None for f in older} | {"run_id": "old", "event_id": "x", "refused": False, "sequence": 1, "payload_md5": NO_DIGEST}
+    row |= dict.fromkeys(("entity", "entity_key", "topic"), "k") | dict.fromkeys(("intended_at", "sent_at"), 0)
+    with pa.OSFile(str(tmp_path / "old-1.arrows"), "wb") as file, pa.ipc.new_stream(file, older) as stream:
+        stream.write_table(pa.Table.from_pylist([row], older))
+    (file_path,) = ledger_files(tmp_path)
+    (whole,) = read_ledger(file_path)
+    assert whole.schema.names == ledger_schema().names
+    (part,) = read_ledger(file_path, ["typed_md5", "event_id"])
+    assert part.to_pylist() == [{"typed_md5": None, "event_id": "x"}]

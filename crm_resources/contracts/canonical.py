@@ -1,0 +1,262 @@
+"""Contract → canonical text of a message, three times: from the message itself, from the columns of silver, and in SQL over raw.
+
+The md5 of the text is the typed checksum: what the generator meant, what the lake keeps and what the warehouse holds can be
+compared although the bytes are spelled differently. Belongs here: the text and its digest. Not here: who compares them
+(`crm_assets.monitoring.audit`).
+
+The text is the contract's fields in contract order, joined by commas; nothing is left out, and no two messages share a text:
+
+- null is `~`;
+- a string is its length in characters, a colon and itself: `5:hello`, and `0:` when it is empty;
+- a whole number is its digits, a boolean `true` or `false`;
+- money has exactly the digits of its scale after the point, and no sign when it is zero: `0.0000`;
+- a time is UTC with six fractional digits: `2011-12-09T12:50:00.000000Z`;
+- a list is the number of its items and, in brackets, the items in the order of their key (the line number), joined by semicolons,
+  each written by the same rules: `2[1,2:P1,~,3,1.5000,~,~;2,…]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import cache, lru_cache
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from crm_resources.contracts.derive_postgres import RAW_SCHEMA
+from crm_resources.contracts.model import ChildTable, Column, ColumnType, Contract, contract_for
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NULL = "~"
+_UTC_TEXT_LENGTH = len("2011-12-09T12:50:00.000000Z")
+_MOST_ITEMS = 250_000
+"""List items that are turned into text at once, so that orders of many lines do not add up."""
+
+Message = Mapping[str, Any]
+
+
+# -- from the message ------------------------------------------------------------------------------------------------------
+
+
+def message_text(entity: str, message: Message) -> str:
+    """Canonical text of a message as it is sent: JSON values, with money and times as strings; fields that are absent are null.
+
+    Args:
+        entity: contract the message follows.
+        message: its fields; what the contract does not know is ignored.
+
+    Raises:
+        ValueError, TypeError, ArithmeticError: the message does not follow the contract.
+    """
+    get = message.get
+    return ",".join([write(get(name)) for name, write in _writers(entity)])
+
+
+def message_digest(entity: str, message: Message) -> bytes:
+    """Typed checksum of a message, 16 bytes; see `message_text`."""
+    return hashlib.md5(message_text(entity, message).encode(), usedforsecurity=False).digest()
+
+
+_Writer = Callable[[Any], str]
+
+
+@cache
+def _writers(entity: str) -> list[tuple[str, _Writer]]:
+    return [(c.name, _writer(c)) for c in contract_for(entity).columns]
+
+
+def _writer(column: Column) -> _Writer:
+    match column.type:
+        case ColumnType.STRING:
+            return _string
+        case ColumnType.INT | ColumnType.LONG:
+            return _number
+        case ColumnType.BOOLEAN:
+            return _boolean
+        case ColumnType.TIMESTAMP:
+            return _time
+        case ColumnType.DECIMAL:
+            scale = column.scale or 0
+            return lambda value: NULL if value is None else _money(value, scale)
+        case ColumnType.LIST:
+            return _list_writer(column)
+        case _:
+            raise TypeError(f"{column.name}: {column.type} has no canonical text")
+
+
+def _string(value: str | None) -> str:
+    return NULL if value is None else f"{len(value)}:{value}"
+
+
+def _number(value: int | None) -> str:
+    return NULL if value is None else str(value)
+
+
+def _boolean(value: bool | None) -> str:
+    return NULL if value is None else "true" if value else "false"
+
+
+def _time(value: str | datetime | None) -> str:
+    if value is None:
+        return NULL
+    if isinstance(value, str):
+        if len(value) == _UTC_TEXT_LENGTH and value[-1] == "Z":
+            return value
+        value = datetime.fromisoformat(value)
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+@lru_cache(maxsize=65_536)
+def _money(value: str | Decimal, scale: int) -> str:
+    # Adding zero takes the sign from a negative zero.
+    return f"{Decimal(value) + 0:.{scale}f}"
+
+
+def _list_writer(column: Column) -> _Writer:
+    key = column.items[0].name
+    fields = [(c.name, _writer(c)) for c in column.items]
+
+    def write(items: list[Message]) -> str:
+        keys = [item[key] for item in items]
+        if keys != sorted(keys):
+            items = sorted(items, key=itemgetter(key))
+        texts = [",".join([w(item.get(name)) for name, w in fields]) for item in items]
+        return f"{len(items)}[{';'.join(texts)}]"
+
+    return write
+
+
+# -- from the columns of silver --------------------------------------------------------------------------------------------
+
+
+def column_texts(contract: Contract, rows: pa.RecordBatch) -> list[str]:
+    """Canonical text of each row.
+
+    Args:
+        contract: what the rows are.
+        rows: the contract's columns in its Arrow types (`derive_arrow`); other columns are ignored.
+    """
+    return [text.decode() for part in _parts(contract, rows) for text in part]
+
+
+def column_digests(contract: Contract, rows: pa.RecordBatch) -> bytes:
+    """Typed checksums of the rows, 16 bytes each, one after the other; see `column_texts`."""
+    md5 = hashlib.md5
+    return b"".join([md5(text, usedforsecurity=False).digest() for part in _parts(contract, rows) for text in part])
+
+
+def _parts(contract: Contract, rows: pa.RecordBatch) -> Iterable[list[bytes]]:
+    """Texts of the rows in pieces of bearable size."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if rows.num_rows > 1:
+        items = sum(pc.sum(pc.list_value_length(rows.column(c.field))).as_py() or 0 for c in contract.children)
+        if items > _MOST_ITEMS:
+            half = rows.num_rows // 2
+            yield from _parts(contract, rows.slice(0, half))
+            yield from _parts(contract, rows.slice(half))
+            return
+    yield _joined([_tokens(rows.column(c.name), c) for c in contract.columns]).cast(pa.binary()).to_pylist()
+
+
+def _joined(tokens: list[pa.Array]) -> pa.Array:
+    import pyarrow.compute as pc
+
+    return pc.binary_join_element_wise(*tokens, ",", null_handling="replace", null_replacement=NULL)
+
+
+def _tokens(values: pa.Array, column: Column) -> pa.Array:
+    """Text of each value; null stays null."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    match column.type:
+        case ColumnType.STRING:
+            return pc.binary_join_element_wise(pc.utf8_length(values).cast(pa.string()), values, ":")
+        case ColumnType.TIMESTAMP:
+            # Without a zone Arrow writes the digits alone; the values are UTC.
+            text = values.cast(pa.int64()).cast(pa.timestamp("us")).cast(pa.string())
+            return pc.binary_join_element_wise(pc.binary_replace_slice(text, 10, 11, "T"), "Z", "")
+        case ColumnType.LIST:
+            return _list_tokens(values, column)
+        case ColumnType.INT | ColumnType.LONG | ColumnType.BOOLEAN | ColumnType.DECIMAL:
+            return values.cast(pa.string())
+        case _:
+            raise TypeError(f"{column.name}: {column.type} has no canonical text")
+
+
+def _list_tokens(lists: pa.Array, column: Column) -> pa.Array:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    items, parents = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy()
+    texts = _joined([_tokens(pc.struct_field(items, [c.name]), c) for c in column.items])
+    keys = pc.struct_field(items, [column.items[0].name]).to_numpy(zero_copy_only=False)
+    if ((parents[1:] == parents[:-1]) & (keys[1:] < keys[:-1])).any():
+        texts = texts.take(pa.array(np.lexsort((keys, parents))))
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))), pa.int32())
+    joined = pc.binary_join(pa.ListArray.from_arrays(offsets, texts), ";")
+    return pc.binary_join_element_wise(pa.array(lengths).cast(pa.string()), "[", joined, "]", "")
+
+
+# -- in the warehouse ------------------------------------------------------------------------------------------------------
+
+
+def digest_sql(contract: Contract, columns: Iterable[str]) -> str:
+    """Query over an entity's raw table: the given columns, and the typed checksum of each row.
+
+    Args:
+        contract: the entity.
+        columns: columns of its raw table that are wanted beside it.
+
+    Returns:
+        A `select` whose last columns are `typed_high` and `typed_low`: the halves of the md5 as signed 64-bit numbers, which
+        are the unsigned ones modulo 2^64.
+    """
+    wanted = ", ".join(columns)
+    joins = "".join(
+        f" left join ({_items_sql(child)}) as of_{child.field} on of_{child.field}.event_id = r.event_id" for child in contract.children
+    )
+    inner = ", ".join(f"r.{name}" for name in columns)
+    return (
+        f"select {wanted}, ('x' || left(digest, 16))::bit(64)::bigint as typed_high, "  # noqa: S608 -- names come from the contracts
+        f"('x' || right(digest, 16))::bit(64)::bigint as typed_low from (select {inner}, "
+        f"md5(convert_to({text_sql(contract)}, 'UTF8')) as digest from {RAW_SCHEMA}.{contract.plural} as r{joins}) as digested"
+    )
+
+
+def text_sql(contract: Contract) -> str:
+    """SQL expression of the canonical text of a row `r` of the raw table, its list columns joined as `of_<field>`."""
+    return " || ',' || ".join(
+        f"coalesce(of_{c.name}.items, '0[]')" if c.type is ColumnType.LIST else _token_sql(f"r.{c.name}", c) for c in contract.columns
+    )
+
+
+def _items_sql(child: ChildTable) -> str:
+    item = " || ',' || ".join(_token_sql(c.name, c) for c in child.columns)
+    return (
+        f"select event_id, count(*)::text || '[' || string_agg({item}, ';' order by {child.key}) || ']' as items "  # noqa: S608 -- as above
+        f"from {RAW_SCHEMA}.{child.name} group by event_id"
+    )
+
+
+def _token_sql(name: str, column: Column) -> str:
+    match column.type:
+        case ColumnType.STRING:
+            text = f"length({name})::text || ':' || {name}"
+        case ColumnType.TIMESTAMP:
+            text = f"to_char({name} at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+        case ColumnType.DECIMAL:
+            text = f"cast({name} as numeric({column.precision},{column.scale}))::text"
+        case ColumnType.INT | ColumnType.LONG | ColumnType.BOOLEAN:
+            text = f"{name}::text"
+        case _:
+            raise TypeError(f"{column.name}: {column.type} has no canonical text")
+    return f"coalesce({text}, '{NULL}')"
