@@ -145,7 +145,40 @@ class Shop:
             step = visits[place].pop(0)
             if not visits[place]:
                 del visits[place]
-            yield self._encoder.encode(Draft(at_us, step.entity, step.fields, step.pence))
+            yield self._encoder.encode(step, at_us)
+
+    # single pieces, for traffic that is mixed elsewhere
+
+    def encode(self, draft: Draft, at_us: int) -> Outgoing:
+        """The record of a draft that happens at a time."""
+        return self._encoder.encode(draft, at_us)
+
+    def introductions(self) -> Iterator[Draft]:
+        """Each product and each profile once; the times are given when they leave."""
+        for item in self.items:
+            yield Draft(self._end, "product", _product_fields(item, item.pence, item.stock, item.active))
+        for shopper in self.shoppers:
+            yield Draft(self._end, "profile", _profile_fields(shopper, shopper.consent_email, shopper.opted_out))
+
+    def browsing(self, shopper: Shopper) -> list[Draft]:
+        """One visit without a purchase, in order; the times are given when its records leave."""
+        return self._browse(self._end, shopper.visitor_id, shopper.customer_id, closed=False)
+
+    def purchase(self, shopper: Shopper, *, with_session: bool) -> tuple[list[Draft], list[Draft]]:
+        """A session that ends with a purchase, or none, and the states of its order; the times are given when they leave."""
+        basket = self._basket(self._end, None if self._random.random() < self.options.guest_share else shopper)
+        session = self._converting_session(basket) if with_session else []
+        return session, [_order_draft(basket, self._end, status) for status in ("placed", "paid")]
+
+    def profile_update(self, shopper: Shopper) -> Draft:
+        """A customer who changes what is allowed."""
+        return Draft(self._end, "profile", _profile_fields(shopper, self._random.random() < 0.7, shopper.opted_out))
+
+    def product_update(self) -> Draft:
+        """A product with a new price and stock."""
+        item = self._random.choice(self.items)
+        price = max(29, round(item.pence * self._random.uniform(0.8, 1.25)))
+        return Draft(self._end, "product", _product_fields(item, price, self._random.randrange(2_000), item.active))
 
     # what is for sale, and to whom
 
@@ -237,19 +270,20 @@ class Shop:
         customer = shopper.customer_id if known and at_us >= shopper.signed_up_us else None
         return self._browse(at_us, shopper.visitor_id, customer)
 
-    def _browse(self, at_us: int, visitor_id: str, customer: str | None) -> list[Draft]:
+    def _browse(self, at_us: int, visitor_id: str, customer: str | None, *, closed: bool = True) -> list[Draft]:
+        """One visit; `closed` leaves out what would happen after the window."""
         session = self._session_id()
         channel = self._random.choice(("web", "web", "app", "mail"))
         drafts = []
-        items = self._pick_items(self._random.choices((1, 2, 3, 4), (40, 30, 20, 10))[0])
+        items = self._pick_items(self._random.choices((1, 2, 3, 4), cum_weights=(40, 70, 90, 100))[0])
         for item in items:
-            kind = self._random.choices(("view", "click", "search"), (80, 12, 8))[0]
+            kind = self._random.choices(("view", "click", "search"), cum_weights=(80, 92, 100))[0]
             page = "/search" if kind == "search" else f"/p/{item.product_id}"
             drafts.append(_event_draft(at_us, kind, visitor_id, customer, session, None if kind == "search" else item, page, channel))
             at_us += self._random.randrange(3 * _SECOND, 5 * _MINUTE)
         if self._random.random() < 0.25:
             drafts.append(_event_draft(at_us, "cart", visitor_id, customer, session, items[-1], "/cart", channel))
-        return [d for d in drafts if d.at_us <= self._end] or drafts[:1]
+        return ([d for d in drafts if d.at_us <= self._end] or drafts[:1]) if closed else drafts
 
     def _visit(self, at_us: int) -> list[Draft]:
         """One live visit, in the order in which its records leave; the times are given when they do."""
