@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +73,8 @@ def deliver(
     stop: Callable[[], bool] = lambda: False,
     delivery_timeout_seconds: float = 60,
     wait_seconds: float = 20,
+    ledger_folder: Path | None = None,
+    producer_options: Mapping[str, object] | None = None,
 ) -> Outcome:
     """Send records and return when each is acknowledged, refused or given up.
 
@@ -81,11 +83,13 @@ def deliver(
         run_id: run of the generator; names the ledger file.
         records: in sending order.
         pace: when each is meant to leave; as fast as possible when omitted.
-        plurals: entities whose topics must exist before the first record leaves.
+        plurals: what the records are, by the part of their topic's name after the data set; these topics must exist.
         progress: called now and then with the number of records handed over so far.
         stop: asked before each record; once it says yes no further record leaves, and those under way are waited for.
         delivery_timeout_seconds: how long a record is tried before it is given up.
         wait_seconds: how long an unreachable broker is waited for at the start.
+        ledger_folder: where the ledger is written; with the others of the data set, which the audit compares with the lake, when omitted.
+        producer_options: librdkafka properties on top of the house's own.
 
     Raises:
         KafkaUnavailableError: no broker at the start; nothing was sent.
@@ -93,10 +97,11 @@ def deliver(
         LedgerError: the ledger cannot be written; what it lacks does not count as acked.
         DeliveryError: Kafka went away and records were given up.
     """
-    kafka.require_topics(settings, plurals, wait_seconds=wait_seconds)
-    producer = kafka.producer(settings, delivery_timeout_seconds=delivery_timeout_seconds)
-    with LedgerWriter(ledger_dir(settings.environment_dir), run_id) as ledger:
-        run = _Run(settings, run_id, producer, ledger, pace or AsFastAsPossible(), progress, stop)
+    topics = {plural: topic_name(settings.env, plural) for plural in plurals}
+    kafka.require_topics(settings, topics, wait_seconds=wait_seconds)
+    producer = kafka.producer(settings, producer_options, delivery_timeout_seconds=delivery_timeout_seconds)
+    with LedgerWriter(ledger_folder or ledger_dir(settings.environment_dir), run_id) as ledger:
+        run = _Run(topics, run_id, producer, ledger, pace or AsFastAsPossible(), progress, stop)
         try:
             run.send_all(records)
         finally:
@@ -119,7 +124,7 @@ class _Run:
 
     def __init__(
         self,
-        settings: Settings,
+        topics: Mapping[str, str],
         run_id: str,
         producer: Producer,
         ledger: LedgerWriter,
@@ -134,7 +139,7 @@ class _Run:
         self.run_id = run_id
         self.stop = stop
         self.interrupted = False
-        self.topics = {plural: topic_name(settings.env, plural) for plural in ("events", "orders", "products", "profiles")}
+        self.topics = topics
         self.offered = 0
         self.unknown = 0
         self.late_us = 0
