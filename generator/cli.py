@@ -1,37 +1,26 @@
 """The command line: `python -m generator synthetic | replay | send`, also installed as `crm-generator`.
 
-Belongs here: arguments, progress, the table at the end, exit codes (0 all acked or refused as meant, 1 Kafka or disk, 2 bad input,
-130 interrupted). Not here: what is sent.
+Belongs here: the commands with their arguments, and the table at the end. Not here: what is sent, or what errors look like (`console`).
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from crm_resources.kafka import KafkaUnavailableError, TopicError, client_log
-from crm_resources.ledger import LedgerError
 from crm_resources.report import Verdict, write_report
-from crm_resources.settings import Settings, load_settings
+from crm_resources.settings import Settings
 from generator import online_retail
+from generator.console import Environment, Timeout, err, errors, out, progress_bar, settings_of
 from generator.defects import DefectShares, with_defects
-from generator.delivery import DeliveryError, Outcome, deliver
+from generator.delivery import Outcome, deliver
 from generator.environment import write_environment
-from generator.errors import BadInputError
 from generator.interrupt import asked_to_stop
 from generator.pacing import Accelerated, AsFastAsPossible, Pace, PerSecond
 from generator.records import Outgoing
@@ -45,11 +34,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
-
-Environment = Annotated[str | None, typer.Option("--env", help="Data set to send to. Default: CRM_ENV, else demo.")]
-Timeout = Annotated[float, typer.Option("--timeout", min=1, help="Seconds a record is tried before it is given up.")]
 
 
 @app.command()
@@ -69,8 +53,8 @@ def synthetic(
     timeout: Timeout = 60,
 ) -> None:
     """Send a made-up shop: products, profiles, sessions and orders of the past months, then live traffic if asked."""
-    with _errors():
-        settings = _settings(env)
+    with errors():
+        settings = settings_of(env)
         started = datetime.now(UTC)
         options = ShopOptions(seed=seed, customers=customers, products=products, orders=orders, events=events, days=days)
         shares = DefectShares.usual(duplicates, broken)
@@ -100,9 +84,9 @@ def replay(
     timeout: Timeout = 60,
 ) -> None:
     """Replay the Online Retail file, one order per invoice. The whole file is checked before the first order leaves."""
-    with _errors():
+    with errors():
         factor = _speed(speed)
-        settings = _settings(env)
+        settings = settings_of(env)
         started = datetime.now(UTC)
         with err.status(f"checking {file.name}"):
             checked = online_retail.read_file(file, encoding=encoding)
@@ -129,8 +113,8 @@ def send(
     timeout: Timeout = 60,
 ) -> None:
     """Check a shop's own records against the contracts and send them; one bad record and none is sent."""
-    with _errors():
-        settings = _settings(env)
+    with errors():
+        settings = settings_of(env)
         started = datetime.now(UTC)
         checked = check_file(file, entity, started + timedelta(seconds=settings.future_tolerance_seconds))
         out.print(f"{file.name}: {len(checked.records):,} records, all follow their contracts")
@@ -139,10 +123,6 @@ def send(
         plurals = sorted({r.plural for r in checked.records})
         outcome = _send(settings, checked.run_id, checked.records, len(checked.records), "send", plurals=plurals, timeout=timeout)
         _finish(settings, "send", [outcome], started)
-
-
-def _settings(env: str | None) -> Settings:
-    return load_settings({**os.environ, "CRM_ENV": env} if env else None)
 
 
 def _speed(text: str) -> float | None:
@@ -168,18 +148,10 @@ def _send(
     plurals: Iterable[str] = ("events", "orders", "products", "profiles"),
     timeout: float,
 ) -> Outcome:
-    with _progress(title, total) as progress, asked_to_stop() as stop:
+    with progress_bar(title, total) as progress, asked_to_stop() as stop:
         return deliver(
             settings, run_id, records, pace=pace, plurals=plurals, progress=progress, stop=stop, delivery_timeout_seconds=timeout
         )
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda done: progress.update(task, completed=done)
 
 
 def _finish(settings: Settings, command: str, outcomes: list[Outcome], started: datetime) -> None:
@@ -212,32 +184,3 @@ def _finish(settings: Settings, command: str, outcomes: list[Outcome], started: 
     write_report(settings.reports_dir, command, Verdict.PASS if complete else Verdict.FAIL, figures, started=started)
     if any(o.interrupted for o in outcomes):
         raise typer.Exit(130)
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Turn what can go wrong outside into a message and an exit code."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop by a supervisor ends like Ctrl-C: with what was acked
-    client_log.setLevel(logging.CRITICAL)  # attempts the client repeats by itself; what comes of them is reported here
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        _complain("interrupted")
-        raise typer.Exit(130) from error
-    except BadInputError as error:
-        _complain(str(error))
-        raise typer.Exit(2) from error
-    except ValidationError as error:
-        _complain("\n".join(f"CRM_{'.'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()))
-        raise typer.Exit(2) from error
-    except (KafkaUnavailableError, TopicError) as error:
-        _complain(f"{error}\nNothing was sent.")
-        raise typer.Exit(1) from error
-    except (DeliveryError, LedgerError) as error:
-        _complain(str(error))
-        raise typer.Exit(1) from error
-
-
-def _complain(text: str) -> None:
-    err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
