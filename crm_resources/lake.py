@@ -70,15 +70,11 @@ class FileChanges:
 
 @dataclass(frozen=True)
 class Commit:
-    """What one entry of a Delta log says, as far as the product reads it.
-
-    `rows_written` is the writer's own count, `None` where it gave none.
-    """
+    """What one entry of a Delta log says, as far as the product reads it."""
 
     version: int
     added: tuple[DataFile, ...]
     removed: tuple[str, ...]
-    rows_written: int | None
     transactions: dict[str, int]
 
 
@@ -143,7 +139,6 @@ def parse_commit(version: int, text: str) -> Commit:
     """Read the actions of a commit; files and removals count only with `dataChange=true`."""
     added: list[DataFile] = []
     removed: list[str] = []
-    rows_written: int | None = None
     transactions: dict[str, int] = {}
     for line in text.splitlines():
         action = json.loads(line) if line.strip() else {}
@@ -153,10 +148,7 @@ def parse_commit(version: int, text: str) -> Commit:
             removed.append(str(remove["path"]))
         elif txn := action.get("txn"):
             transactions[txn["appId"]] = int(txn["version"])
-        elif info := action.get("commitInfo"):
-            count = (info.get("operationMetrics") or {}).get("numOutputRows")
-            rows_written = None if count is None else int(count)
-    return Commit(version, tuple(added), tuple(removed), rows_written, transactions)
+    return Commit(version, tuple(added), tuple(removed), transactions)
 
 
 def added_files(

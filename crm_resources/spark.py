@@ -19,7 +19,7 @@ LOG = logging.getLogger(__name__)
 RETENTION = "interval 30 days"
 """How long the Delta logs and files that are no longer current are kept: a load may lag behind by that much."""
 
-UNIQUE_COLUMNS = ("event_id", "sequence", "event_time", "payload_hash", "kafka_offset", "kafka_timestamp", "value")
+UNIQUE_COLUMNS = ("kafka_offset", "kafka_timestamp", "value")
 
 REQUIRED_JARS = ("delta-spark", "delta-storage", "spark-sql-kafka", "kafka-clients")
 
@@ -73,6 +73,8 @@ def spark_conf(settings: Settings, app_name: str) -> dict[str, str]:
         "spark.driver.host": "127.0.0.1",
         "spark.driver.memory": settings.driver_memory,
         "spark.driver.extraJavaOptions": "-XX:+UseParallelGC -XX:-UsePerfData -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true",
+        # A refine batch comes to Python as a whole; its size is bounded by the batch, not by Spark's default of 1 GiB.
+        "spark.driver.maxResultSize": "0",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "WARN",

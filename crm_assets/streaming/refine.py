@@ -1,8 +1,9 @@
 """Step two, bronze to silver, dead letters and duplicates: every record of a batch gets exactly one place.
 
-Belongs here: the refine query and what it does with a batch. A batch may run any number of times: its classification depends
-on stored facts only, a record that is in silver under its own coordinates is itself, and each write carries the batch as a
-Delta transaction. Not here: what makes a record good (`transform`) or a duplicate (`history`).
+Spark reads and judges the records; what it found comes here as Arrow, duplicates are told, and delta-rs appends to the tables,
+which only this step writes. A batch may run any number of times: its classification depends on stored facts only, a record that
+is in silver under its own coordinates is itself, and each write carries the batch as a Delta transaction. Not here: what makes
+a record good (`transform`) or a duplicate (`history`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from crm_assets.streaming.history import IDENTITY, Decision, FileIndex, PlacedCoordinates, Verdict, decide, placed_coordinates
@@ -20,11 +22,12 @@ from crm_assets.streaming.tables import Place, bronze_schema, create_bronze, cre
 from crm_assets.streaming.transform import DETAIL, OK, RAW, REASON, Limits, Screen, classify
 from crm_resources.contracts import Contract, Reason, contracts
 from crm_resources.lake import files_of, open_table, read_columns, read_commit, row_count, unquoted
-from crm_resources.layout import BRONZE, COORDINATES, DEAD_LETTERS, DUPLICATES, PAYLOAD_HASH, SILVER, LakeTable, silver_columns, topic_name
+from crm_resources.layout import BRONZE, COORDINATES, DEAD_LETTERS, DUPLICATES, SILVER, LakeTable, silver_columns, topic_name
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from deltalake import DeltaTable
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming.query import StreamingQuery
     from pyspark.sql.streaming.readwriter import DataStreamWriter
@@ -35,10 +38,6 @@ REFINE = "refine"
 
 BYTES_PER_RECORD = 60
 """Size of a record in a bronze file while bronze is empty; then its own mean is taken."""
-
-ROWS_PER_FILE = 500_000
-"""A batch's rows of one table go to one file up to this many."""
-
 
 MAX_FILES = 512
 """Most files of bronze a batch reads: a long backlog of small files is worked off in batches of bearable size."""
@@ -76,25 +75,24 @@ class BatchCounts:
 
 @dataclass
 class _Table:
-    """Writer's view of a table: its version, its last transaction of this generation, and for silver its files by id."""
+    """Writer's view of a table: the open table, its last batch of this generation, and for silver its files by id."""
 
     table: LakeTable
     path: str
-    version: int
+    delta: DeltaTable
     last_batch: int
     index: FileIndex = field(default_factory=FileIndex)
 
 
 @dataclass(frozen=True)
-class _Sorted:
-    """The records of one entity in a batch, each with its place."""
+class _Placed:
+    """The records of one entity in a batch, by the table they go to."""
 
     contract: Contract
     counts: BatchCounts
-    silver: DataFrame | None = None
-    dead_letters: DataFrame | None = None
-    duplicates: DataFrame | None = None
-    cached: tuple[DataFrame, ...] = ()
+    silver: pa.Table
+    dead_letters: pa.Table | None = None
+    duplicates: pa.Table | None = None
 
 
 class RefineStep:
@@ -161,21 +159,15 @@ class RefineStep:
 
     def _place_all(self, batch: DataFrame, batch_id: int) -> None:
         with ThreadPoolExecutor(max_workers=len(contracts()) + 2, thread_name_prefix=f"refine-{batch_id}") as pool:
-            sorting = [pool.submit(self._sort, records, contract) for contract, records in self._by_contract(batch)]
-            done = [f.result() for f in sorting]
-            try:
-                writes = [(SILVER[s.contract.plural], [s.silver], s.counts.silver) for s in done if s.silver is not None]
-                dead = [s.dead_letters for s in done if s.dead_letters is not None]
-                dropped = [s.duplicates for s in done if s.duplicates is not None]
-                counts = sum((s.counts for s in done), BatchCounts())
-                writes.append((DEAD_LETTERS, dead, counts.dead_letters))
-                writes.append((DUPLICATES, dropped, counts.duplicates))
-                running = [pool.submit(self._write, table, frames, rows, batch_id) for table, frames, rows in writes if frames]
-                for future in running:
-                    future.result()
-            finally:
-                for frame in (f for s in done for f in s.cached):
-                    _release(frame)
+            placing = [pool.submit(self._place_entity, records, contract) for contract, records in self._by_contract(batch)]
+            done = [f.result() for f in placing]
+            counts = sum((p.counts for p in done), BatchCounts())
+            writes: list[tuple[LakeTable, list[pa.Table | None], int]]
+            writes = [(SILVER[p.contract.plural], [p.silver], p.counts.silver) for p in done]
+            writes.append((DEAD_LETTERS, [p.dead_letters for p in done], counts.dead_letters))
+            writes.append((DUPLICATES, [p.duplicates for p in done], counts.duplicates))
+            for future in [pool.submit(self._write, table, parts, rows, batch_id) for table, parts, rows in writes]:
+                future.result()
         if counts.read != counts.silver + counts.dead_letters + counts.duplicates + counts.placed_before:
             raise BooksOpen(f"batch {batch_id}: the records do not add up, {counts}; the batch is not committed")
         self.total += counts
@@ -203,64 +195,38 @@ class RefineStep:
         reader = batch.sparkSession.read.schema(bronze_schema()).option("basePath", self._settings.table_uri(BRONZE.path))
         return [(contract, reader.parquet(*by_topic[topic])) for topic, contract in topics.items() if topic in by_topic]
 
-    def _sort(self, records: DataFrame, contract: Contract) -> _Sorted:
+    def _place_entity(self, records: DataFrame, contract: Contract) -> _Placed:
         """Decide on the place of each record of one entity."""
         import pyarrow as pa
-        from pyspark.sql import functions as F
+        import pyarrow.compute as pc
 
-        spark = records.sparkSession
-        _share(spark)
+        _share(records.sparkSession)
         topic, names = topic_name(self._settings.env, contract.plural), [c.name for c in silver_columns(contract)]
-        screened = self._screens[contract.entity](records).localCheckpoint(eager=False)
-        cached = [screened]
-        seen = screened.select(*IDENTITY, OK).toArrow()
-        if seen.num_rows == 0:
-            return _Sorted(contract, BatchCounts(), cached=tuple(cached))
-        good, candidates = screened.where(OK).select(*names), seen.filter(seen[OK]).select(IDENTITY)
-        bad, refused = None, seen.slice(0, 0)
-        if candidates.num_rows < seen.num_rows:
-            suspects = records.join(F.broadcast(screened.where(~F.col(OK)).select(*_POSITION)), _POSITION)
-            judged = classify(suspects, contract, self._limits).localCheckpoint(eager=False)
-            cached.append(judged)
-            reasons = judged.select(*IDENTITY, REASON).toArrow()
-            rescued, refused = reasons.filter(reasons[REASON].is_null()), reasons.filter(reasons[REASON].is_valid())
-            bad = judged.where(F.col(REASON).isNotNull())
-            if rescued.num_rows:
-                candidates = pa.concat_tables([candidates, rescued.select(IDENTITY).cast(candidates.schema)])
-                good = good.union(judged.where(F.col(REASON).isNull()).select(*names))
-        placed = self._placed.decisions(topic, seen)
-        decisions = [*placed, *decide(_without(candidates, placed), self._history(contract, candidates))]
-        duplicates = sum(d.verdict is Verdict.DUPLICATE for d in decisions)
-        conflicts = sum(d.verdict is Verdict.CONFLICT for d in decisions)
-        counts = BatchCounts(
-            read=seen.num_rows,
-            silver=_without(candidates, placed).num_rows - duplicates - conflicts,
-            dead_letters=_without(refused, placed).num_rows + conflicts,
-            duplicates=duplicates,
-            placed_before=len(placed),
-        )
-        dead: list[DataFrame] = []
-        dropped: DataFrame | None = None
-        if decisions:
-            decided = F.broadcast(_decisions_frame(spark, decisions))
-            if duplicates:
-                dropped = good.join(decided.where(F.col("verdict") == Verdict.DUPLICATE), _POSITION).select(
-                    "event_id", F.lit(contract.entity).alias("entity"), PAYLOAD_HASH.name, *(c.name for c in COORDINATES)
-                )
-            if conflicts:
-                dead.append(_conflicting(records, good, decided.where(F.col("verdict") == Verdict.CONFLICT), contract))
-            if placed and bad is not None:
-                bad = bad.join(decided, _POSITION, "left_anti")
-            good = good.join(decided, _POSITION, "left_anti")
-        if bad is not None and _without(refused, placed).num_rows:
-            dead.append(_dead_letters(bad, contract))
-        return _Sorted(
+        screened = self._screens[contract.entity](records).toArrow()
+        good = screened.filter(screened[OK]).select(names)
+        refused: pa.Table | None = None
+        if good.num_rows < screened.num_rows:
+            suspects = _with_bytes(records, screened.filter(pc.invert(screened[OK])))
+            judged = classify(suspects, contract, self._limits).toArrow()
+            rescued, refused = judged.filter(judged[REASON].is_null()), judged.filter(judged[REASON].is_valid())
+            good = pa.concat_tables([good, rescued.select(names).cast(good.schema)])
+        placed = self._placed.decisions(topic, screened)
+        good = _others(good, placed)
+        refused = None if refused is None else _others(refused, placed)
+        decisions = decide(good.select(IDENTITY), self._history(contract, good)) if good.num_rows else []
+        duplicates = [d for d in decisions if d.verdict is Verdict.DUPLICATE]
+        conflicts = [d for d in decisions if d.verdict is Verdict.CONFLICT]
+        now = datetime.now(UTC)
+        dead = [dead_letters(refused, contract, now)] if refused is not None and refused.num_rows else []
+        if conflicts:
+            dead.append(dead_letters(_conflicting(records, good, conflicts), contract, now))
+        silver = _others(good, decisions)
+        return _Placed(
             contract,
-            counts,
-            silver=good.select(*names) if counts.silver else None,
-            dead_letters=_union(dead) if dead else None,
-            duplicates=dropped,
-            cached=tuple(cached),
+            BatchCounts(screened.num_rows, silver.num_rows, sum(d.num_rows for d in dead), len(duplicates), len(placed)),
+            silver,
+            pa.concat_tables(dead) if dead else None,
+            _those(good, duplicates) if duplicates else None,
         )
 
     def _history(self, contract: Contract, candidates: pa.Table) -> pa.Table:
@@ -276,32 +242,36 @@ class RefineStep:
             found.append(rows.filter(pc.is_in(rows["event_id"], value_set=ids)))
         return pa.concat_tables(found, promote_options="permissive") if found else candidates.slice(0, 0)
 
-    def _write(self, table: LakeTable, frames: Sequence[DataFrame], rows: int, batch_id: int) -> None:
-        """Append a batch's rows to a table, unless this batch did so before."""
+    def _write(self, table: LakeTable, parts: Sequence[pa.Table | None], rows: int, batch_id: int) -> None:
+        """Append a batch's rows to a table, unless there are none or this batch did so before."""
+        import pyarrow as pa
+        from deltalake import CommitProperties, Transaction, WriterProperties, write_deltalake
+
+        if rows == 0:
+            return
         state = self._tables[table.name]
         if state.last_batch >= batch_id:
             LOG.warning("batch %s is in %s already; it is not written again", batch_id, table.name)
             return
-        frame = _union(frames)
-        _share(frame.sparkSession)
-        files = -(-rows // ROWS_PER_FILE)
-        (
-            frame.coalesce(files)
-            .write.format("delta")
-            .mode("append")
-            .option("txnAppId", self._application(table))
-            .option("txnVersion", str(batch_id))
-            .save(self._settings.table_uri(state.path))
+        before = int(state.delta.version())
+        schema = pa.schema(state.delta.schema().to_arrow()).remove_metadata()
+        write_deltalake(
+            state.delta,
+            pa.concat_tables([p.select(schema.names).cast(schema) for p in parts if p is not None]),
+            mode="append",
+            writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
+            commit_properties=CommitProperties(app_transactions=[Transaction(self._application(table), batch_id)], max_commit_retries=0),
         )
-        commit = read_commit(self._settings, state.path, state.version + 1)
+        commit = read_commit(self._settings, state.path, before + 1)
         if commit is None or commit.transactions.get(self._application(table)) != batch_id:
             raise BooksOpen(
-                f"batch {batch_id}: version {state.version + 1} of {table.name} is not this batch's; another process writes this lake. "
+                f"batch {batch_id}: version {before + 1} of {table.name} is not this batch's; another process writes this lake. "
                 "Stop it, then start the stream again"
             )
-        if commit.rows_written != rows:
-            raise BooksOpen(f"batch {batch_id}: {commit.rows_written} rows were written to {table.name}, {rows} belong there")
-        state.version, state.last_batch = commit.version, batch_id
+        written = sum(f.rows for f in commit.added)
+        if written != rows:
+            raise BooksOpen(f"batch {batch_id}: {written} rows were written to {table.name}, {rows} belong there")
+        state.last_batch = batch_id
         if table.name in SILVER:
             state.index.add(commit.added)
         self._after_commit(table.name)
@@ -312,7 +282,7 @@ class RefineStep:
         if opened is None:
             raise BooksOpen(f"{self._settings.table_uri(path)} is gone although it was just made; look at the disk")
         last = opened.transaction_version(self._application(table))
-        state = _Table(table, path, int(opened.version()), -1 if last is None else int(last))
+        state = _Table(table, path, opened, -1 if last is None else int(last))
         if table.name in SILVER:
             state.index.add(files_of(opened))
         return state
@@ -393,70 +363,77 @@ def _topic_of(path: str) -> str:
     return folder.removeprefix("kafka_topic=")
 
 
-def _without(rows: pa.Table, decisions: list[Decision]) -> pa.Table:
-    """Rows but those decided on, by coordinates."""
+def _others(rows: pa.Table, decisions: Sequence[Decision]) -> pa.Table:
+    """Rows but those decided on."""
+    import pyarrow.compute as pc
+
+    return rows.filter(pc.invert(_decided(rows, decisions))) if decisions and rows.num_rows else rows
+
+
+def _those(rows: pa.Table, decisions: Sequence[Decision]) -> pa.Table:
+    """Rows decided on."""
+    return rows.filter(_decided(rows, decisions))
+
+
+def _decided(rows: pa.Table, decisions: Sequence[Decision]) -> pa.Array:
+    """Whether a row's coordinates are among the decisions'."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    # Partition and offset as one number; a partition never holds 2^48 records.
+    wanted = pa.array([(d.kafka_partition << 48) + d.kafka_offset for d in decisions], pa.int64())
+    found = pc.add(pc.shift_left(rows["kafka_partition"].cast(pa.int64()), 48), rows["kafka_offset"])
+    return pc.is_in(found, value_set=wanted)
+
+
+def _with_bytes(records: DataFrame, wanted: pa.Table) -> DataFrame:
+    """Records at the coordinates of some rows, with key and value."""
+    from pyspark.sql import functions as F
+
+    return records.join(F.broadcast(records.sparkSession.createDataFrame(wanted.select(_POSITION))), _POSITION)
+
+
+def _conflicting(records: DataFrame, good: pa.Table, conflicts: Sequence[Decision]) -> pa.Table:
+    """Good records whose id was taken by another payload, with their bytes, read again from bronze, and the reason."""
     import pyarrow as pa
 
-    if not decisions or not rows.num_rows:
-        return rows
-    decided = {(d.kafka_partition, d.kafka_offset) for d in decisions}
-    pairs = zip(rows["kafka_partition"].to_pylist(), rows["kafka_offset"].to_pylist(), strict=True)
-    return rows.filter(pa.array([pair not in decided for pair in pairs]))
+    typed = _those(good, conflicts).select([*_POSITION, "event_id"])
+    ids = {(r["kafka_partition"], r["kafka_offset"]): r["event_id"] for r in typed.to_pylist()}
+    first = {
+        (d.kafka_partition, d.kafka_offset): f"the accepted record is at partition {d.first_partition}, offset {d.first_offset}"
+        for d in conflicts
+    }
+    found = _with_bytes(records, typed).toArrow()
+    positions = list(zip(found["kafka_partition"].to_pylist(), found["kafka_offset"].to_pylist(), strict=True))
+    return (
+        found.append_column("event_id", pa.array([ids[p] for p in positions], pa.string()))
+        .append_column(REASON, pa.array([str(Reason.CONFLICTING_DUPLICATE)] * len(positions), pa.string()))
+        .append_column(DETAIL, pa.array([first[p] for p in positions], pa.string()))
+    )
 
 
-def _decisions_frame(spark: SparkSession, decisions: list[Decision]) -> DataFrame:
+def dead_letters(rows: pa.Table, contract: Contract, now: datetime) -> pa.Table:
+    """Refused records in the columns of the dead letters; pure.
+
+    Args:
+        rows: coordinates, bytes, event id as far as it could be read, reason and detail.
+        contract: contract of their topic.
+        now: time of the refusal.
+    """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    table = pa.table(
+    count = rows.num_rows
+    readable = pc.less_equal(pc.binary_length(rows["event_id"]), MAX_EVENT_ID_BYTES)
+    at = pa.array([now] * count, pa.timestamp("us", tz="UTC"))
+    return pa.table(
         {
-            "kafka_partition": pa.array([d.kafka_partition for d in decisions], pa.int32()),
-            "kafka_offset": pa.array([d.kafka_offset for d in decisions], pa.int64()),
-            "verdict": pa.array([str(d.verdict) for d in decisions], pa.string()),
-            "first": pa.array([f"partition {d.first_partition}, offset {d.first_offset}" for d in decisions], pa.string()),
+            "event_id": pc.if_else(readable, rows["event_id"], pa.scalar(None, pa.string())),
+            **{name: rows[name] for name in (*(c.name for c in COORDINATES), *RAW, REASON, DETAIL)},
+            "entity": pa.array([contract.entity] * count, pa.string()),
+            "stage": pa.array([REFINE] * count, pa.string()),
+            "attempt": pa.array([1] * count, pa.int32()),
+            "first_failed_at": at,
+            "failed_at": at,
         }
     )
-    return spark.createDataFrame(table)
-
-
-def _conflicting(records: DataFrame, good: DataFrame, conflicts: DataFrame, contract: Contract) -> DataFrame:
-    """Dead letters of good records whose id was taken by another payload; their bytes are read again from the batch."""
-    from pyspark.sql import functions as F
-
-    typed = good.join(conflicts, _POSITION).select(
-        *_POSITION,
-        "event_id",
-        F.lit(str(Reason.CONFLICTING_DUPLICATE)).alias(REASON),
-        F.concat(F.lit("the accepted record is at "), F.col("first")).alias(DETAIL),
-    )
-    return _dead_letters(records.join(F.broadcast(typed), _POSITION), contract)
-
-
-def _dead_letters(rows: DataFrame, contract: Contract) -> DataFrame:
-    """Rows with coordinates, raw bytes, event id, reason and detail, in the dead letters' columns."""
-    from pyspark.sql import functions as F
-
-    now = F.current_timestamp()
-    readable = F.when(F.octet_length("event_id") <= MAX_EVENT_ID_BYTES, F.col("event_id"))
-    return rows.select(
-        readable.alias("event_id"),
-        *(c.name for c in COORDINATES),
-        *RAW,
-        F.lit(contract.entity).alias("entity"),
-        REASON,
-        DETAIL,
-        F.lit(REFINE).alias("stage"),
-        F.lit(1).alias("attempt"),
-        now.alias("first_failed_at"),
-        now.alias("failed_at"),
-    )
-
-
-def _union(frames: Sequence[DataFrame]) -> DataFrame:
-    from functools import reduce
-
-    return reduce(lambda a, b: a.union(b), frames)
-
-
-def _release(frame: DataFrame) -> None:
-    """Give back the memory of a locally checkpointed frame now; Spark itself would wait for Java's garbage collector."""
-    frame._jdf.logicalPlan().rdd().unpersist(False)

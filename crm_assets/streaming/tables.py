@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING
 
 from crm_resources.contracts import Column, contracts
 from crm_resources.contracts.derive_spark import silver_type
-from crm_resources.layout import BRONZE, COORDINATES, DEAD_LETTERS, DUPLICATES, PAYLOAD_HASH, SILVER, LakeTable, silver_columns
+from crm_resources.layout import (
+    BRONZE,
+    COORDINATES,
+    DEAD_LETTER_COLUMNS,
+    DEAD_LETTERS,
+    DUPLICATE_COLUMNS,
+    DUPLICATES,
+    SILVER,
+    LakeTable,
+    silver_columns,
+)
 from crm_resources.settings import Settings
 from crm_resources.spark import TableProperties
 
@@ -77,35 +87,6 @@ def bronze_schema() -> StructType:
     )
 
 
-def dead_letter_schema() -> StructType:
-    """Columns of the dead letters."""
-    from pyspark.sql import types as t
-
-    return t.StructType(
-        [
-            t.StructField("event_id", t.StringType()),
-            *silver_type(COORDINATES).fields,
-            t.StructField("kafka_key", t.BinaryType()),
-            t.StructField("value", t.BinaryType()),
-            t.StructField("entity", t.StringType()),
-            t.StructField("reason", t.StringType()),
-            t.StructField("detail", t.StringType()),
-            t.StructField("stage", t.StringType()),
-            t.StructField("attempt", t.IntegerType()),
-            t.StructField("first_failed_at", t.TimestampType()),
-            t.StructField("failed_at", t.TimestampType()),
-        ]
-    )
-
-
-def duplicate_schema() -> StructType:
-    """Columns of the dropped exact duplicates."""
-    from pyspark.sql import types as t
-
-    identity = [t.StructField("event_id", t.StringType()), t.StructField("entity", t.StringType())]
-    return t.StructType([*identity, *silver_type([PAYLOAD_HASH, *COORDINATES]).fields])
-
-
 def create_bronze(spark: SparkSession, settings: Settings) -> None:
     """Make bronze where it does not exist."""
     _create(spark, settings, BRONZE.path, BRONZE, bronze_schema(), ("kafka_partition", "kafka_offset", "kafka_timestamp"), ())
@@ -114,10 +95,10 @@ def create_bronze(spark: SparkSession, settings: Settings) -> None:
 def create_refined(spark: SparkSession, settings: Settings, place: Place) -> None:
     """Make the refine step's tables of a place where they do not exist."""
     for contract in contracts():
-        table, columns = SILVER[contract.plural], silver_columns(contract)
+        silver = SILVER[contract.plural]
+        _create(spark, settings, place.path(silver), silver, silver_type(silver_columns(contract)), ("event_id",), silver_columns(contract))
+    for table, columns in ((DEAD_LETTERS, DEAD_LETTER_COLUMNS), (DUPLICATES, DUPLICATE_COLUMNS)):
         _create(spark, settings, place.path(table), table, silver_type(columns), ("event_id",), columns)
-    _create(spark, settings, place.path(DEAD_LETTERS), DEAD_LETTERS, dead_letter_schema(), ("event_id",), ())
-    _create(spark, settings, place.path(DUPLICATES), DUPLICATES, duplicate_schema(), ("event_id",), ())
 
 
 def _create(

@@ -24,7 +24,7 @@ from crm_assets.streaming.ingest import start_ingest, topics
 from crm_assets.streaming.refine import RefineStep, start_refine
 from crm_assets.streaming.tables import create_bronze, live
 from crm_resources.contracts import contracts
-from crm_resources.contracts.derive_spark import silver_type, wire_type
+from crm_resources.contracts.derive_spark import silver_type
 from crm_resources.kafka import consumer, offsets
 from crm_resources.layout import SILVER, silver_columns, topic_name
 from crm_resources.settings import Settings, load_settings
@@ -194,7 +194,7 @@ def drain_quickstart(settings: Settings, _history: int) -> tuple[int, float]:
             .option("startingOffsets", "earliest")
             .load()
         )
-        typed = raw.select(F.from_json(F.col("value").cast("string"), wire_type(contract.columns)).alias("data")).select("data.*")
+        typed = raw.select(F.from_json(F.col("value").cast("string"), silver_type(contract.columns)).alias("data")).select("data.*")
         queries.append(
             typed.writeStream.format("delta")
             .option("checkpointLocation", f"{settings.checkpoint_root}/quickstart-{contract.plural}")
