@@ -17,6 +17,7 @@ from rich.table import Table
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import Settings
 from generator import online_retail
+from generator.backfill_cli import backfill
 from generator.console import Environment, Timeout, err, errors, out, progress_bar, settings_of
 from generator.defects import DefectShares, with_defects
 from generator.delivery import Outcome, deliver
@@ -184,3 +185,6 @@ def _finish(settings: Settings, command: str, outcomes: list[Outcome], started: 
     write_report(settings.reports_dir, command, Verdict.PASS if complete else Verdict.FAIL, figures, started=started)
     if any(o.interrupted for o in outcomes):
         raise typer.Exit(130)
+
+
+app.command()(backfill)

@@ -226,13 +226,7 @@ class PopulationShop:
         Raises:
             ValueError: the day is not streamed.
         """
-        table = self.table(day)
-        names = ("plural", "entity", "key", "value", "event_id", "entity_key", "sequence", "event_us", "amount_cents")
-        for plural, entity, key, value, event_id, entity_key, sequence, event_us, cents in zip(
-            *(table[name].to_pylist() for name in names), strict=True
-        ):
-            amount = None if cents is None else Decimal(cents).scaleb(-2)
-            yield Outgoing(plural, entity, key, value, event_id, entity_key, sequence, event_us, amount)
+        return records_of(self.table(day))
 
     def _steps(self, day_us: int) -> journeys.Steps:
         """The events of a day: converting sessions, and visits that began on it or the day before."""
@@ -271,3 +265,13 @@ class PopulationShop:
     @cached_property
     def _rows(self) -> EntityRows:
         return EntityRows(self)
+
+
+def records_of(table: pa.Table) -> Iterator[Outgoing]:
+    """The rows of a day's table as records to send."""
+    names = ("plural", "entity", "key", "value", "event_id", "entity_key", "sequence", "event_us", "amount_cents")
+    for plural, entity, key, value, event_id, entity_key, sequence, event_us, cents in zip(
+        *(table[name].to_pylist() for name in names), strict=True
+    ):
+        amount = None if cents is None else Decimal(cents).scaleb(-2)
+        yield Outgoing(plural, entity, key, value, event_id, entity_key, sequence, event_us, amount)
