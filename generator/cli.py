@@ -24,6 +24,8 @@ from generator.delivery import Outcome, deliver
 from generator.environment import write_environment
 from generator.interrupt import asked_to_stop
 from generator.pacing import Accelerated, AsFastAsPossible, Pace, PerSecond
+from generator.raw_replay_cli import COMMAND as REPLAY_RAW
+from generator.raw_replay_cli import replay_raw
 from generator.records import Outgoing
 from generator.send import check_file
 from generator.synthetic import Shop, ShopOptions
@@ -35,6 +37,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command(REPLAY_RAW)(replay_raw)
 
 
 @app.command()

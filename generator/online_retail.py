@@ -241,7 +241,7 @@ def _parse(path: Path, text: str, sha256: str) -> RetailFile:
                 problems.append(Problem(line, header[places[3]], f"{quantity!r} is no whole number"))
             local = times.get(when)
             if local is None:
-                local = _local_time(when)
+                local = local_time(when)
                 if local is None:
                     problems.append(Problem(line, header[places[4]], f"{when!r} is no time such as 2010-12-01 08:26:00"))
                 else:
@@ -310,7 +310,7 @@ def _conflicts(
             yield Problem(line, header[places[7]], f"invoice {invoice.number} has country {invoice.country} above and {country} here")
 
 
-def _local_time(text: str) -> datetime | None:
+def local_time(text: str) -> datetime | None:
     """Naive local time of the file; None where the text is no time."""
     try:
         if found := _ISO_TIME.fullmatch(text):
