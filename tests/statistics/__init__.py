@@ -1,0 +1,1 @@
+"""Statistical tests: what the population draws is what the models say, at stated error rates."""
