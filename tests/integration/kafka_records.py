@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from crm_resources import kafka
@@ -21,11 +23,13 @@ class Record:
     value: bytes | None
 
 
-def read_all(settings: Settings) -> list[Record]:
-    """Every record of the data set's topics, by topic and partition in offset order."""
+def read_all(settings: Settings, topics: Sequence[str] | None = None) -> list[Record]:
+    """Every record of these topics, or of the data set's own, by topic and partition in offset order."""
     from confluent_kafka import TopicPartition
 
-    ends = {(topic, partition): span for topic in kafka.observe(settings) for partition, span in kafka.offsets(settings, topic).items()}
+    ends = {
+        (topic, partition): span for topic in kafka.observe(settings, topics) for partition, span in kafka.offsets(settings, topic).items()
+    }
     wanted = sum(high - low for low, high in ends.values())
     found: list[Record] = []
     consumer = kafka.consumer(settings, "test-reader")
@@ -42,6 +46,11 @@ def read_all(settings: Settings) -> list[Record]:
     return sorted(found, key=lambda r: (r.topic, r.partition, r.offset))
 
 
-def read_ledger_rows(settings: Settings) -> list[dict[str, Any]]:
-    """Every row of the data set's ledgers."""
-    return [row for path in ledger_files(ledger_dir(settings.environment_dir)) for batch in read_ledger(path) for row in batch.to_pylist()]
+def read_ledger_rows(settings: Settings, folder: Path | None = None) -> list[dict[str, Any]]:
+    """Every row of the ledgers of a folder, or of those the audit reads."""
+    return [
+        row
+        for path in ledger_files(folder or ledger_dir(settings.environment_dir))
+        for batch in read_ledger(path)
+        for row in batch.to_pylist()
+    ]
