@@ -2,15 +2,18 @@
 
 Belongs here: the producer's loop, its bounds, and the outcome of each record. Not here: what is sent or when (`pacing`), or the
 ledger's form (`crm_resources.ledger`). Open loop: a record whose time has passed leaves at once and keeps its intended time. When
-the producer's queue is full the loop waits; nothing is shed. A record counts as acked when its ledger row is on disk.
+the producer's queue is full the loop waits, or sheds and counts where that is asked for. A record counts as acked when its ledger
+row is on disk.
 """
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +21,29 @@ from crm_resources import kafka
 from crm_resources.layout import topic_name
 from crm_resources.ledger import LedgerRow, LedgerWriter, ledger_dir, payload_md5
 from crm_resources.settings import Settings
+from generator.meter import Meter, Tally
 from generator.pacing import AsFastAsPossible, Pace
-from generator.records import Outgoing
+from generator.records import Defect, Outgoing
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message, Producer
 
 _POLL_EVERY = 200
 _LONGEST_WAIT_SECONDS = 0.05
+_SHORTEST_POLL_US = 2_000
+_PROGRESS_EVERY_US = 100_000
+_REMEMBERED = 10_000
+_FOREVER_US = 2**62
+
+
+class WhenFull(StrEnum):
+    """What happens to a record for which the producer's bounded queue has no room."""
+
+    WAIT = "wait"
+    """The loop waits; later records keep their intended times and leave late."""
+
+    SHED = "shed"
+    """The record is left out: counted, neither sent nor in the ledger."""
 
 
 class DeliveryError(RuntimeError):
@@ -40,9 +58,9 @@ class DeliveryError(RuntimeError):
 class Outcome:
     """What became of a run.
 
-    `offered` records were handed over, of which `acked` are durable in the ledger, `refused` were turned down for good (also in the
-    ledger) and `unknown` were given up: they may or may not be in Kafka, and do not count as acked. `lateness_seconds_max` is the
-    largest delay of a record behind its intended time; `interrupted` that the person stopped it.
+    Of the `offered` records, whose turn came, `acked` are durable in the ledger, `refused` were turned down for good (also in the
+    ledger), `shed` were left out for want of room, and `unknown` were given up: they may or may not be in Kafka, and do not count as
+    acked. Lateness is the delay of a record's hand-over behind its intended time; `interrupted` says that the person stopped it.
     """
 
     run_id: str
@@ -55,6 +73,8 @@ class Outcome:
     acked_by_topic: dict[str, int]
     ledger: Path
     interrupted: bool = False
+    shed: int = 0
+    lateness_seconds_p99: float = 0.0
 
     @property
     def acked_per_second(self) -> float:
@@ -75,6 +95,8 @@ def deliver(
     wait_seconds: float = 20,
     ledger_folder: Path | None = None,
     producer_options: Mapping[str, object] | None = None,
+    when_full: WhenFull = WhenFull.WAIT,
+    meter: Meter | None = None,
 ) -> Outcome:
     """Send records and return when each is acknowledged, refused or given up.
 
@@ -90,6 +112,8 @@ def deliver(
         wait_seconds: how long an unreachable broker is waited for at the start.
         ledger_folder: where the ledger is written; with the others of the data set, which the audit compares with the lake, when omitted.
         producer_options: librdkafka properties on top of the house's own.
+        when_full: what to do with a record for which the producer has no room.
+        meter: measures the run; one of its own when omitted.
 
     Raises:
         KafkaUnavailableError: no broker at the start; nothing was sent.
@@ -101,10 +125,12 @@ def deliver(
     kafka.require_topics(settings, topics, wait_seconds=wait_seconds)
     producer = kafka.producer(settings, producer_options, delivery_timeout_seconds=delivery_timeout_seconds)
     with LedgerWriter(ledger_folder or ledger_dir(settings.environment_dir), run_id) as ledger:
-        run = _Run(topics, run_id, producer, ledger, pace or AsFastAsPossible(), progress, stop)
+        run = _Run(topics, run_id, producer, ledger, pace or AsFastAsPossible(), progress, stop, when_full, meter or Meter())
+        gc.freeze()  # what is there already is not looked through again and again while records come and go
         try:
             run.send_all(records)
         finally:
+            gc.unfreeze()
             # Also when the source of the records failed: what is under way is still acknowledged and written down.
             run.drain(min(10.0, delivery_timeout_seconds) if run.interrupted else delivery_timeout_seconds + 5)
     outcome = run.outcome()
@@ -131,6 +157,8 @@ class _Run:
         pace: Pace,
         progress: Callable[[int], None] | None,
         stop: Callable[[], bool],
+        when_full: WhenFull,
+        meter: Meter,
     ) -> None:
         self.producer = producer
         self.ledger = ledger
@@ -138,39 +166,57 @@ class _Run:
         self.progress = progress
         self.run_id = run_id
         self.stop = stop
+        self.when_full = when_full
+        self.meter = meter
         self.interrupted = False
         self.topics = topics
         self.offered = 0
+        self.shed = 0
         self.unknown = 0
-        self.late_us = 0
         self.last_error = ""
         self.acked_by_topic: Counter[str] = Counter()
-        self.started = time.monotonic()
-        self.started_us = _now_us()
+        self._shed_ids: dict[str, None] = {}
+        # One rising clock for waiting and for the ledger's times: the wall clock may be set while the run lasts.
+        self.clock_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+        self.started_us = self.now_us()
+        self._progress_us = self.started_us
+        meter.begin(self.started_us)
+
+    def now_us(self) -> int:
+        """Microseconds since 1970 UTC that never go back."""
+        return time.monotonic_ns() // 1000 + self.clock_us
 
     def send_all(self, records: Iterable[Outgoing]) -> None:
         """Hand each record over at its time; ends early when asked to, and once records are being given up."""
+        meter, now_us, due_seconds, stop = self.meter, self.now_us, self.pace.due_seconds, self.stop
         for index, record in enumerate(records):
             if self.unknown:
                 break
-            due = self.pace.due_seconds(index, record.event_us)
-            if due is None:
-                intended_us = _now_us()
-            else:
-                intended_us = self.started_us + round(due * 1_000_000)
-                self._wait_until(self.started + due)
-            if not self._hand_over(record, intended_us):
+            due = due_seconds(index, record.event_us)
+            now = now_us()
+            intended_us = now if due is None else self.started_us + round(due * 1_000_000)
+            meter.position_us = intended_us
+            if intended_us > now:
+                now = self._wait_until(intended_us)
+            if stop():
+                self.interrupted = True
+                break
+            tally = meter.due(record.entity, intended_us)
+            self.offered += 1
+            if not self._hand_over(record, intended_us, now, tally):
+                # Asked to stop while there was no room: the record was not given, so its turn does not count.
+                self.offered -= 1
+                tally.offered -= 1
                 self.interrupted = True
                 break
             if index % _POLL_EVERY == 0:
                 self._poll(0)
-                if self.progress:
-                    self.progress(self.offered)
         if self.progress:
             self.progress(self.offered)
 
     def drain(self, seconds: float) -> None:
         """Wait until no record is under way; whatever is left after that is given up."""
+        self.meter.position_us = _FOREVER_US
         deadline = time.monotonic() + seconds
         while len(self.producer) and time.monotonic() < deadline:
             self._poll(0.1)
@@ -179,101 +225,146 @@ class _Run:
             self.producer.purge(in_queue=True, in_flight=True, blocking=True)
             self.producer.poll(1)
         self.ledger.flush()
+        self.meter.finish(self.now_us())
 
     def outcome(self) -> Outcome:
         """What became of the run."""
+        lateness = self.meter.lateness.spread()
         return Outcome(
             run_id=self.run_id,
             offered=self.offered,
             acked=self.ledger.durable_acked,
             refused=self.ledger.durable_refused,
             unknown=self.unknown,
-            seconds=time.monotonic() - self.started,
-            lateness_seconds_max=self.late_us / 1_000_000,
+            seconds=(self.now_us() - self.started_us) / 1_000_000,
+            lateness_seconds_max=lateness.max_seconds,
             acked_by_topic=dict(sorted(self.acked_by_topic.items())),
             ledger=self.ledger.path,
             interrupted=self.interrupted,
+            shed=self.shed,
+            lateness_seconds_p99=lateness.p99_seconds,
         )
 
-    def acked(self, flight: _InFlight, error: KafkaError | None, message: Message) -> None:
-        """Take the outcome of one record from the producer."""
-        if error is None:
-            topic = message.topic() or ""
-            self.ledger.append(flight.row(topic, message.partition(), message.offset(), _now_us(), refused=False))
-            self.acked_by_topic[topic] += 1
-        elif _is_refusal(error):
-            self.ledger.append(flight.row(message.topic() or "", None, None, None, refused=True))
-        else:
-            self.unknown += 1
-            self.last_error = error.str()
-
-    def _hand_over(self, record: Outgoing, intended_us: int) -> bool:
+    def _hand_over(self, record: Outgoing, intended_us: int, now: int, tally: Tally) -> bool:
         """Give a record to the producer; False, and it was not given, when the run was asked to stop."""
-        from confluent_kafka import KafkaException
-
         topic = self.topics[record.plural]
-        sent_us = _now_us()
-        flight = _InFlight(self, record, intended_us, sent_us)
-        while not self.stop():
+        flight = _InFlight(self, record, intended_us, now, tally)
+        if self._shed_ids and record.defect is Defect.CONFLICTING_DUPLICATE and record.event_id in self._shed_ids:
+            self._shed(record, tally)  # without the record it contradicts it would be a good one
+            return True
+        while True:
             try:
                 self.producer.produce(topic, value=record.value, key=record.key, on_delivery=flight)
             except BufferError:
-                # Back-pressure: the queue is bounded, the loop waits. Records given up by their timeout make room in the end.
+                # Back-pressure: the queue is bounded. Records given up by their timeout make room in the end.
+                if self.when_full is WhenFull.SHED:
+                    self._poll(0)
+                    self._shed(record, tally)
+                    return True
                 self._poll(0.1)
+                if self.stop():
+                    return False
+                flight.sent_us = self.now_us()
                 continue
-            except KafkaException as error:
-                cause = error.args[0]
-                if not _is_refusal(cause):
+            except Exception as error:
+                if not _is_refused(error):
                     raise
-                self.ledger.append(flight.row(topic, None, None, None, refused=True))
-            self.late_us = max(self.late_us, sent_us - intended_us)
-            self.offered += 1
+                self.refused(flight, topic)
+                return True
+            if self._shed_ids and record.event_id in self._shed_ids:
+                del self._shed_ids[record.event_id]  # a resent record has taken the place of the one that was left out
+            self.meter.handed_over(flight.sent_us - intended_us)
             return True
-        return False
 
-    def _wait_until(self, moment: float) -> None:
-        while (left := moment - time.monotonic()) > 0 and not self.stop():
-            self._poll(min(left, _LONGEST_WAIT_SECONDS))
+    def _shed(self, record: Outgoing, tally: Tally) -> None:
+        self.shed += 1
+        tally.shed += 1
+        self.meter.shed()
+        self._shed_ids[record.event_id] = None
+        if len(self._shed_ids) > _REMEMBERED:
+            del self._shed_ids[next(iter(self._shed_ids))]
+
+    def refused(self, flight: _InFlight, topic: str) -> None:
+        """Write down a record that was turned down for good."""
+        flight.tally.refused += 1
+        self.meter.refused()
+        self.ledger.append(flight.row(topic, None, None, None))
+
+    def _wait_until(self, moment_us: int) -> int:
+        """Wait for a time of the run's clock, or until the run is asked to stop; gives the time then."""
+        while (left := moment_us - (now := self.now_us())) > 0 and not self.stop():
+            if left < _SHORTEST_POLL_US:
+                self._poll(0)
+                time.sleep(left / 1_000_000)  # the producer's own wait counts in whole milliseconds
+            else:
+                self._poll(min(left / 1_000_000, _LONGEST_WAIT_SECONDS))
+        return now
 
     def _poll(self, seconds: float) -> None:
         self.producer.poll(seconds)
         self.ledger.tend()
+        now = self.now_us()
+        self.meter.tick(now, len(self.producer))
+        if self.progress and now >= self._progress_us:
+            self._progress_us = now + _PROGRESS_EVERY_US
+            self.progress(self.offered)
 
 
 class _InFlight:
     """A record between hand-over and acknowledgement; calling it is the acknowledgement."""
 
-    __slots__ = ("intended_us", "record", "run", "sent_us")
+    __slots__ = ("intended_us", "record", "run", "sent_us", "tally")
 
-    def __init__(self, run: _Run, record: Outgoing, intended_us: int, sent_us: int) -> None:
+    def __init__(self, run: _Run, record: Outgoing, intended_us: int, sent_us: int, tally: Tally) -> None:
         self.run = run
         self.record = record
         self.intended_us = intended_us
         self.sent_us = sent_us
+        self.tally = tally
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
-        self.run.acked(self, error, message)
+        run = self.run
+        if error is None:
+            now = time.monotonic_ns() // 1000 + run.clock_us
+            topic = run.topics[self.record.plural]
+            run.ledger.append(self.row(topic, message.partition(), message.offset(), now))
+            run.acked_by_topic[topic] += 1
+            self.tally.acked += 1
+            run.meter.acked(now - self.intended_us)
+        elif _is_refusal(error):
+            run.refused(self, message.topic() or "")
+        else:
+            run.unknown += 1
+            self.tally.unknown += 1
+            run.last_error = error.str()
 
-    def row(self, topic: str, partition: int | None, offset: int | None, acked_us: int | None, *, refused: bool) -> LedgerRow:
-        """The record's row in the ledger."""
+    def row(self, topic: str, partition: int | None, offset: int | None, acked_us: int | None) -> LedgerRow:
+        """The record's row in the ledger; one that was not acknowledged counts as refused."""
         record = self.record
-        return LedgerRow(
-            event_id=record.event_id,
-            entity=record.entity,
-            entity_key=record.entity_key,
-            sequence=record.sequence,
-            amount=record.amount,
-            payload_md5=payload_md5(record.value),
-            topic=topic,
-            partition=partition,
-            offset=offset,
-            intended_us=self.intended_us,
-            sent_us=self.sent_us,
-            acked_us=acked_us,
-            defect=record.defect.value if record.defect else None,
-            refused=refused,
-            typed_md5=record.typed_md5(),
+        defect = record.defect
+        return LedgerRow(  # by place, since this is done for every record: see the names there
+            record.event_id,
+            record.entity,
+            record.entity_key,
+            record.sequence,
+            record.amount,
+            payload_md5(record.value),
+            topic,
+            partition,
+            offset,
+            self.intended_us,
+            self.sent_us,
+            acked_us,
+            None if defect is None else defect.value,
+            acked_us is None,
+            record.typed_md5(),
         )
+
+
+def _is_refused(error: Exception) -> bool:
+    from confluent_kafka import KafkaException
+
+    return isinstance(error, KafkaException) and _is_refusal(error.args[0])
 
 
 def _is_refusal(error: KafkaError) -> bool:
@@ -287,7 +378,3 @@ def _is_refusal(error: KafkaError) -> bool:
         Codes.TOPIC_AUTHORIZATION_FAILED,
         Codes.POLICY_VIOLATION,
     }
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000

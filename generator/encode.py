@@ -6,15 +6,15 @@ Belongs here: the envelope and the spelling on the wire. Not here: what happens 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
+from crm_resources.contracts.canonical import own_text, string_text
 from crm_resources.contracts.entities import ENTITY_KEY_FIELDS, KAFKA_KEY_FIELDS, SCHEMA_VERSION
 from generator.ids import uuid7
 from generator.records import Outgoing
@@ -22,8 +22,7 @@ from generator.records import Outgoing
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """Something that happened: the entity's own fields in `fields`, without the envelope.
 
     `at_us` in microseconds since 1970 UTC; `pence` is the amount of an order.
@@ -49,8 +48,9 @@ class Encoder:
     def __init__(self, run_id: str, source: str, random: Random, first_sequence: int) -> None:
         self._random = random
         self._first = first_sequence
-        self._keys: dict[tuple[str, str], _Key] = {}
+        self._keys: dict[str, dict[str, _Key]] = {entity: {} for entity in ENTITY_KEY_FIELDS}
         self._tail = f'"source":{_quoted(source)},"run_id":{_quoted(run_id)},'
+        self._canonical_tail = f"{string_text(source)},{string_text(run_id)},"
 
     def encode(self, draft: Draft, at_us: int | None = None) -> Outgoing:
         """Bytes, key and ledger facts of a draft.
@@ -65,40 +65,45 @@ class Encoder:
         fields = draft.fields
         happened_us = draft.at_us if at_us is None else at_us
         entity_key = first_set(fields, ENTITY_KEY_FIELDS[entity])
-        key = self._keys.get((entity, entity_key))
+        keys = self._keys[entity]
+        key = keys.get(entity_key)
         if key is None:
-            key = self._keys[entity, entity_key] = _Key(entity, entity_key, 0 if entity == "order" else self._first)
+            key = keys[entity_key] = _Key(entity, entity_key, 0 if entity == "order" else self._first)
         key.sequence = sequence = key.sequence + 1
         event_id = uuid7(happened_us // 1000, self._random)
-        head = (
-            f'{{"event_id":"{event_id}",{key.text}{sequence},"schema_version":{SCHEMA_VERSION},'
-            f'"event_time":"{wire_time(happened_us)}",{self._tail}'
-        )
+        time = wire_time(happened_us)
         amount = None
         if draft.pence is not None:
             amount = pounds(draft.pence)
             fields = {**fields, "amount": amount}
+        head = f'{{"event_id":"{event_id}",{key.text}{sequence},"schema_version":{SCHEMA_VERSION},"event_time":"{time}",{self._tail}'
         return Outgoing(
-            f"{entity}s",
+            key.plural,
             entity,
-            first_set(fields, KAFKA_KEY_FIELDS[entity]).encode(),
+            key.kafka_key or first_set(fields, KAFKA_KEY_FIELDS[entity]).encode(),
             head.encode() + orjson.dumps(fields)[1:],
             event_id,
             entity_key,
             sequence,
             happened_us,
             Decimal(amount) if amount is not None else None,
+            None,
+            f"36:{event_id},{key.canonical}{sequence},{SCHEMA_VERSION},{time},{self._canonical_tail}{own_text(entity, fields)}",
         )
 
 
 class _Key:
-    """What is known of an entity key: its last sequence, and the part of the envelope that names it."""
+    """What is known of an entity key: its last sequence, and the part of the envelope that names it, in JSON and canonical."""
 
-    __slots__ = ("sequence", "text")
+    __slots__ = ("canonical", "kafka_key", "plural", "sequence", "text")
 
     def __init__(self, entity: str, entity_key: str, sequence: int) -> None:
         self.sequence = sequence
+        self.plural = f"{entity}s"
+        # Orders are keyed by their customer, which is not part of what names them.
+        self.kafka_key = entity_key.encode() if KAFKA_KEY_FIELDS[entity] == ENTITY_KEY_FIELDS[entity] else None
         self.text = f'"entity":"{entity}","entity_key":{_quoted(entity_key)},"sequence":'
+        self.canonical = f"{string_text(entity)},{string_text(entity_key)},"
 
 
 def _quoted(text: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
+from typing import NamedTuple
 
 from generator.scenario import DAY_SECONDS, Arrivals, Curve, Daily, LiveScenario, Phase, Ramp
 
@@ -49,14 +50,15 @@ class Piece:
         """Seconds into the piece at which `count` of its records are due: the inverse of `count_after`."""
         if count <= 0:
             return 0.0
+        if self.rate_start == self.rate_end:
+            return min(self.seconds, count / self.rate_start)
         slope = (self.rate_end - self.rate_start) / self.seconds
         # The root of slope/2·t² + rate·t = count, in the form that loses no digits when the slope is small.
         root = math.sqrt(max(0.0, self.rate_start * self.rate_start + 2 * slope * count))
         return min(self.seconds, 2 * count / (self.rate_start + root))
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """When a record is due, in seconds after the beginning by the wall clock, and the place of its phase in the scenario."""
 
     due_seconds: float

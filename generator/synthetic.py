@@ -7,6 +7,7 @@ its order. The same seed, sizes and `now` give the same bytes. Belongs here: wha
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -28,6 +29,8 @@ _MINUTE = 60 * _SECOND
 _HOUR = 60 * _MINUTE
 _DAY = 24 * _HOUR
 _HOUR_WEIGHTS = (2, 1, 1, 1, 1, 2, 4, 6, 8, 10, 12, 13, 14, 13, 12, 11, 11, 11, 12, 13, 13, 11, 8, 4)
+_CHANNELS = ("web", "web", "app", "mail")
+_ITEMS_OF_A_VISIT = (1, 1, 1, 1, 2, 2, 2, 3, 3, 4)
 _BASE36 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -162,7 +165,23 @@ class Shop:
 
     def browsing(self, shopper: Shopper) -> list[Draft]:
         """One visit without a purchase, in order; the times are given when its records leave."""
-        return self._browse(self._end, shopper.visitor_id, shopper.customer_id, closed=False)
+        random = self._random.random
+        session = self._session_id()
+        channel = _CHANNELS[int(random() * len(_CHANNELS))]
+        visitor_id, customer = shopper.visitor_id, shopper.customer_id
+        drafts = []
+        item = None
+        for _ in range(_ITEMS_OF_A_VISIT[int(random() * len(_ITEMS_OF_A_VISIT))]):
+            item = self._pick_item()
+            drawn = random()
+            if drawn < 0.92:
+                kind, page = "view" if drawn < 0.8 else "click", f"/p/{item.product_id}"
+                drafts.append(_event_draft(self._end, kind, visitor_id, customer, session, item, page, channel))
+            else:
+                drafts.append(_event_draft(self._end, "search", visitor_id, customer, session, None, "/search", channel))
+        if random() < 0.25:
+            drafts.append(_event_draft(self._end, "cart", visitor_id, customer, session, item, "/cart", channel))
+        return drafts
 
     def purchase(self, shopper: Shopper, *, with_session: bool) -> tuple[list[Draft], list[Draft]]:
         """A session that ends with a purchase, or none, and the states of its order; the times are given when they leave."""
@@ -270,20 +289,20 @@ class Shop:
         customer = shopper.customer_id if known and at_us >= shopper.signed_up_us else None
         return self._browse(at_us, shopper.visitor_id, customer)
 
-    def _browse(self, at_us: int, visitor_id: str, customer: str | None, *, closed: bool = True) -> list[Draft]:
-        """One visit; `closed` leaves out what would happen after the window."""
+    def _browse(self, at_us: int, visitor_id: str, customer: str | None) -> list[Draft]:
         session = self._session_id()
-        channel = self._random.choice(("web", "web", "app", "mail"))
+        channel = self._random.choice(_CHANNELS)
         drafts = []
-        items = self._pick_items(self._random.choices((1, 2, 3, 4), cum_weights=(40, 70, 90, 100))[0])
+        items = self._pick_items(_ITEMS_OF_A_VISIT[int(self._random.random() * len(_ITEMS_OF_A_VISIT))])
         for item in items:
-            kind = self._random.choices(("view", "click", "search"), cum_weights=(80, 92, 100))[0]
+            drawn = self._random.random()
+            kind = "view" if drawn < 0.8 else "click" if drawn < 0.92 else "search"
             page = "/search" if kind == "search" else f"/p/{item.product_id}"
             drafts.append(_event_draft(at_us, kind, visitor_id, customer, session, None if kind == "search" else item, page, channel))
             at_us += self._random.randrange(3 * _SECOND, 5 * _MINUTE)
         if self._random.random() < 0.25:
             drafts.append(_event_draft(at_us, "cart", visitor_id, customer, session, items[-1], "/cart", channel))
-        return ([d for d in drafts if d.at_us <= self._end] or drafts[:1]) if closed else drafts
+        return [d for d in drafts if d.at_us <= self._end] or drafts[:1]
 
     def _visit(self, at_us: int) -> list[Draft]:
         """One live visit, in the order in which its records leave; the times are given when they do."""
@@ -311,6 +330,10 @@ class Shop:
         for item in self._random.choices(self.items, cum_weights=self._item_weights, k=count):
             picked.setdefault(item.product_id, item)
         return list(picked.values())
+
+    def _pick_item(self) -> Item:
+        weights = self._item_weights
+        return self.items[bisect(weights, self._random.random() * weights[-1], 0, len(weights) - 1)]
 
     @cached_property
     def _item_weights(self) -> list[float]:

@@ -26,6 +26,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from crm_resources.contracts.derive_postgres import RAW_SCHEMA
+from crm_resources.contracts.entities import Envelope
 from crm_resources.contracts.model import ChildTable, Column, ColumnType, Contract, contract_for
 
 if TYPE_CHECKING:
@@ -56,6 +57,36 @@ def message_text(entity: str, message: Message) -> str:
     return ",".join([write(get(name)) for name, write in _writers(entity)])
 
 
+def message_tokens(entity: str, message: Message) -> dict[str, str]:
+    """Canonical text of each field of a message; see `message_text`."""
+    return {name: write(message.get(name)) for name, write in _writers(entity)}
+
+
+def own_text(entity: str, fields: Message) -> str:
+    """The part of a message's canonical text that follows the envelope.
+
+    After the texts of the envelope's fields and a comma it completes `message_text`; a producer that knows the envelope saves most
+    of the work.
+
+    Args:
+        entity: contract the message follows.
+        fields: the entity's own fields, as in `message_text`.
+
+    Raises:
+        ValueError, TypeError, ArithmeticError: the fields do not follow the contract.
+    """
+    get = fields.get
+    texts = _own_texts(entity)
+    if texts is not None:  # the common case, browsing events, without a call for each field
+        return ",".join([NULL if (value := get(name)) is None else f"{len(value)}:{value}" for name in texts])
+    return ",".join([write(get(name)) for name, write in _own_writers(entity)])
+
+
+def string_text(value: str) -> str:
+    """Canonical text of a string."""
+    return f"{len(value)}:{value}"
+
+
 def message_digest(entity: str, message: Message) -> bytes:
     """Typed checksum of a message, 16 bytes; see `message_text`."""
     return hashlib.md5(message_text(entity, message).encode(), usedforsecurity=False).digest()
@@ -67,6 +98,18 @@ _Writer = Callable[[Any], str]
 @cache
 def _writers(entity: str) -> list[tuple[str, _Writer]]:
     return [(c.name, _writer(c)) for c in contract_for(entity).columns]
+
+
+@cache
+def _own_writers(entity: str) -> list[tuple[str, _Writer]]:
+    return _writers(entity)[len(Envelope.model_fields) :]
+
+
+@cache
+def _own_texts(entity: str) -> tuple[str, ...] | None:
+    """The entity's own fields when all of them are texts, else None."""
+    own = contract_for(entity).columns[len(Envelope.model_fields) :]
+    return tuple(c.name for c in own) if all(c.type is ColumnType.STRING for c in own) else None
 
 
 def _writer(column: Column) -> _Writer:
@@ -149,6 +192,12 @@ def column_digests(contract: Contract, rows: pa.RecordBatch) -> bytes:
     return b"".join([md5(text, usedforsecurity=False).digest() for part in _parts(contract, rows) for text in part])
 
 
+def column_tokens(contract: Contract, rows: pa.RecordBatch) -> list[dict[str, str]]:
+    """Canonical text of each field of each row; for few rows, since it is slow."""
+    columns = {c.name: [NULL if v is None else v for v in _tokens(rows.column(c.name), c).to_pylist()] for c in contract.columns}
+    return [{name: values[place] for name, values in columns.items()} for place in range(rows.num_rows)]
+
+
 def _parts(contract: Contract, rows: pa.RecordBatch) -> Iterable[list[bytes]]:
     """Texts of the rows in pieces of bearable size."""
     import pyarrow as pa
@@ -210,32 +259,48 @@ def _list_tokens(lists: pa.Array, column: Column) -> pa.Array:
 
 
 def digest_sql(contract: Contract, columns: Iterable[str]) -> str:
-    """Query over an entity's raw table: the given columns, and the typed checksum of each row.
+    """Query over an entity's raw table `r`: the given expressions, and the typed checksum of each row.
 
     Args:
         contract: the entity.
-        columns: columns of its raw table that are wanted beside it.
+        columns: what is wanted beside it, e.g. `r.event_id` or `r.amount::text as amount`.
 
     Returns:
         A `select` whose last columns are `typed_high` and `typed_low`: the halves of the md5 as signed 64-bit numbers, which
         are the unsigned ones modulo 2^64.
     """
-    wanted = ", ".join(columns)
-    joins = "".join(
-        f" left join ({_items_sql(child)}) as of_{child.field} on of_{child.field}.event_id = r.event_id" for child in contract.children
-    )
-    inner = ", ".join(f"r.{name}" for name in columns)
+    wanted = "".join(f"{column}, " for column in columns)
+    digest = f"cross join lateral (select md5(convert_to({text_sql(contract)}, 'UTF8')) as digest) as typed"
     return (
-        f"select {wanted}, ('x' || left(digest, 16))::bit(64)::bigint as typed_high, "  # noqa: S608 -- names come from the contracts
-        f"('x' || right(digest, 16))::bit(64)::bigint as typed_low from (select {inner}, "
-        f"md5(convert_to({text_sql(contract)}, 'UTF8')) as digest from {RAW_SCHEMA}.{contract.plural} as r{joins}) as digested"
+        f"select {wanted}('x' || left(digest, 16))::bit(64)::bigint as typed_high, "  # noqa: S608 -- names come from the contracts
+        f"('x' || right(digest, 16))::bit(64)::bigint as typed_low from {RAW_SCHEMA}.{contract.plural} as r{_joins_sql(contract)} {digest}"
     )
+
+
+def token_sql(contract: Contract, where: str) -> str:
+    """Query over an entity's raw table `r`: `event_id`, and the canonical text of each field as `field_<name>`.
+
+    Args:
+        contract: the entity.
+        where: condition on `r`.
+    """
+    fields = ", ".join(f"{_field_sql(c)} as field_{c.name}" for c in contract.columns)
+    return f"select r.event_id, {fields} from {RAW_SCHEMA}.{contract.plural} as r{_joins_sql(contract)} where {where}"  # noqa: S608 -- as above
 
 
 def text_sql(contract: Contract) -> str:
     """SQL expression of the canonical text of a row `r` of the raw table, its list columns joined as `of_<field>`."""
-    return " || ',' || ".join(
-        f"coalesce(of_{c.name}.items, '0[]')" if c.type is ColumnType.LIST else _token_sql(f"r.{c.name}", c) for c in contract.columns
+    return " || ',' || ".join(_field_sql(c) for c in contract.columns)
+
+
+def _field_sql(column: Column) -> str:
+    # Raw keeps no row for an empty list, and a list is never null.
+    return f"coalesce(of_{column.name}.items, '0[]')" if column.type is ColumnType.LIST else _token_sql(f"r.{column.name}", column)
+
+
+def _joins_sql(contract: Contract) -> str:
+    return "".join(
+        f" left join ({_items_sql(child)}) as of_{child.field} on of_{child.field}.event_id = r.event_id" for child in contract.children
     )
 
 
