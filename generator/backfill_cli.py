@@ -29,12 +29,12 @@ REDIS_VARIABLE = "CRM_REDIS_URL"
 
 def backfill(
     env: Environment = None,
-    customers: Annotated[int, typer.Option(min=1, help="Mean number of customers; how many arrive is Poisson.")] = 20_000,
-    days: Annotated[int, typer.Option(min=1, help="Number of days.")] = 365,
+    customers: Annotated[int, typer.Option(min=1, max=1_000_000, help="Mean number of customers; how many arrive is Poisson.")] = 20_000,
+    days: Annotated[int, typer.Option(min=1, max=3_660, help="Number of days.")] = 365,
     end: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day. Default: yesterday (UTC).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed and options give the same bytes.")] = 1,
-    products: Annotated[int, typer.Option(min=1, help="Products for sale.")] = 300,
-    visits: Annotated[float, typer.Option(min=0, help="Visits without a purchase per customer and year.")] = 45,
+    products: Annotated[int, typer.Option(min=1, max=99_999, help="Products for sale.")] = 300,
+    visits: Annotated[float, typer.Option(min=0, max=10_000, help="Visits without a purchase per customer and year.")] = 45,
     dropout_at_first: Annotated[
         bool, typer.Option("--dropout-at-first", help="Customers may drop out after their first purchase too (MBG/NBD).")
     ] = False,
@@ -76,7 +76,7 @@ def backfill(
                     outcome = run_backfill(settings, shop, store, progress=progress, stop=stop, delivery_timeout_seconds=timeout)
             finally:
                 store.close()
-        _finish(settings, shop, outcome, started)
+        _finish(settings, shop, outcome, started, "backfill-plan" if plan_only else "backfill")
 
 
 def _refuse_the_future(last: date, today: date) -> None:
@@ -131,7 +131,7 @@ class _DaysProgress:
         self._progress.update(self._task, completed=days, records=records)
 
 
-def _finish(settings: Settings, shop: PopulationShop, outcome: BackfillOutcome, started: datetime) -> None:
+def _finish(settings: Settings, shop: PopulationShop, outcome: BackfillOutcome, started: datetime, report: str) -> None:
     """Print the table, leave report and plot, and end with the exit code of an interrupted run where it was one."""
     days = shop.options.days
     rate = outcome.records / outcome.sending_seconds if outcome.sending_seconds > 0 else 0.0
@@ -148,7 +148,7 @@ def _finish(settings: Settings, shop: PopulationShop, outcome: BackfillOutcome, 
     )
     out.print(table)
     if outcome.done:
-        plot = plot_season(shop.season, outcome.done, shop.run_id, settings.reports_dir / "backfill-season.png")
+        plot = plot_season(shop.season, outcome.done, shop.run_id, settings.reports_dir / f"{report}-season.png")
         out.print(f"season: {plot}", soft_wrap=True)
     complete = len(outcome.done) == days
     figures = {
@@ -163,7 +163,7 @@ def _finish(settings: Settings, shop: PopulationShop, outcome: BackfillOutcome, 
         "purchases_to_the_truths_horizon": float(shop.purchases.count),
         "sending_seconds": round(outcome.sending_seconds, 3),
     }
-    write_report(settings.reports_dir, "backfill", Verdict.PASS if complete else Verdict.FAIL, figures, started=started)
+    write_report(settings.reports_dir, report, Verdict.PASS if complete else Verdict.FAIL, figures, started=started)
     if outcome.interrupted:
         raise typer.Exit(130)
 

@@ -45,7 +45,7 @@ def plot_season(season: Season, done: Mapping[date, DayDone], title: str, path: 
     by_hour.set(ylabel="times its mean", xlabel="hour of the day, UTC", title="by hour of the day", xticks=range(0, 24, 2))
     for axes in (by_day, by_hour):
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper left")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)  # the canvas without a screen, which the figure then saves by
     figure.savefig(path, format="png")
