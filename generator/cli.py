@@ -1,4 +1,4 @@
-"""The command line: `python -m generator synthetic | replay | send`, also installed as `crm-generator`.
+"""The command line: `python -m generator run | synthetic | replay | …`, also installed as `crm-generator`.
 
 Belongs here: the commands with their arguments, and the table at the end. Not here: what is sent, or what errors look like (`console`).
 """
@@ -27,6 +27,7 @@ from generator.pacing import Accelerated, AsFastAsPossible, Pace, PerSecond
 from generator.raw_replay_cli import COMMAND as REPLAY_RAW
 from generator.raw_replay_cli import replay_raw
 from generator.records import Outgoing
+from generator.scenario_cli import run
 from generator.send import check_file
 from generator.synthetic import Shop, ShopOptions
 
@@ -38,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(REPLAY_RAW)(replay_raw)
+app.command()(run)
 
 
 @app.command()

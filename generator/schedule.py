@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from random import Random
 from typing import NamedTuple
@@ -71,17 +71,15 @@ class Schedule:
     Args:
         scenario: phases and arrivals.
         second_of_day: time of day at the beginning by the scenario's clock, for daily curves.
+        limit_seconds: end after so many seconds of the wall clock; None goes to the end of the last phase.
     """
 
-    def __init__(self, scenario: LiveScenario, second_of_day: float = 0.0) -> None:
+    def __init__(self, scenario: LiveScenario, second_of_day: float = 0.0, limit_seconds: float | None = None) -> None:
         self.scenario = scenario
-        self.pieces = tuple(_pieces(scenario, second_of_day))
-        self._starts = [p.start_seconds for p in self.pieces]
-
-    @property
-    def seconds(self) -> float:
+        self.seconds = min(scenario.seconds, limit_seconds or scenario.seconds)
         """Length by the wall clock."""
-        return self.scenario.seconds
+        self.pieces = tuple(_cut(_pieces(scenario, second_of_day), self.seconds))
+        self._starts = [p.start_seconds for p in self.pieces]
 
     @property
     def expected(self) -> float:
@@ -144,6 +142,15 @@ def _pieces(scenario: LiveScenario, second_of_day: float) -> Iterator[Piece]:
             begin += seconds
             count += piece.count
         begin = end  # what adding up the stretches lost
+
+
+def _cut(pieces: Iterable[Piece], seconds: float) -> Iterator[Piece]:
+    """The pieces up to a time."""
+    for piece in pieces:
+        left = seconds - piece.start_seconds
+        if left <= 0:
+            return
+        yield piece if left >= piece.seconds else replace(piece, seconds=left, rate_end=piece.rate_at(left))
 
 
 def _stretches(phase: Phase, second_of_day: float, speed_up: float) -> Iterator[tuple[float, float, float]]:

@@ -110,3 +110,16 @@ def test_the_moments_are_the_same_each_time() -> None:
 def test_the_pace_gives_the_moments_in_order() -> None:
     pace = Scheduled(iter([Moment(0.5, 0), Moment(0.7, 0)]))
     assert [pace.due_seconds(n, 0) for n in range(3)] == [0.5, 0.7, None]
+
+
+@given(phases, st.floats(0.05, 1))
+@settings(max_examples=30, deadline=None)
+def test_a_limit_cuts_the_schedule_and_changes_nothing_before(parts: list[tuple[float, float | Ramp | Daily]], share: float) -> None:
+    whole = Schedule(scenario_of(parts))
+    cut = Schedule(scenario_of(parts), limit_seconds=whole.seconds * share)
+    due = [m for m in whole.moments() if m.due_seconds < cut.seconds - 1e-6]
+    kept = list(cut.moments())
+    assert cut.expected == pytest.approx(whole.expected_until(cut.seconds), abs=1e-6)
+    assert [m.phase for m in kept[: len(due)]] == [m.phase for m in due]
+    assert [m.due_seconds for m in kept[: len(due)]] == pytest.approx([m.due_seconds for m in due], abs=1e-6)
+    assert len(kept) - len(due) <= 1
