@@ -13,11 +13,20 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 1
 
-Identifier = Annotated[str, Field(min_length=1, max_length=200)]
+
+def _storable(text: str) -> str:
+    """PostgreSQL cannot store NUL in a text, so no message may hold it."""
+    if "\0" in text:
+        raise ValueError("holds the NUL character (\\u0000), which no text may; leave it out")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_storable), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})]
+Identifier = Annotated[Text, Field(min_length=1, max_length=200)]
 EventId = Annotated[str, Field(min_length=36, max_length=36, pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 UnitPrice = Annotated[Decimal, Field(max_digits=14, decimal_places=4, allow_inf_nan=False)]
 Amount = Annotated[Decimal, Field(max_digits=18, decimal_places=4, allow_inf_nan=False)]
@@ -60,7 +69,7 @@ class Event(Envelope):
     session_id: Identifier | None = Field(default=None, description="The shop's own session number, where it keeps one.")
     product_id: Identifier | None = Field(default=None, description="Product the event is about.")
     order_id: Identifier | None = Field(default=None, description="Order the event led to.")
-    page: Annotated[str, Field(max_length=2000)] | None = Field(default=None, description="Path of the page.")
+    page: Annotated[Text, Field(max_length=2000)] | None = Field(default=None, description="Path of the page.")
     channel: Identifier | None = Field(default=None, description="Where the visit came from, e.g. web, app, mail.")
 
 
@@ -69,7 +78,7 @@ class OrderLine(Message):
 
     line_number: Annotated[int, Field(ge=1, le=2**31 - 1)] = Field(description="Position in the order, from 1.")
     product_id: Identifier = Field(description="Product sold, as the shop wrote it.")
-    description: Annotated[str, Field(max_length=2000)] | None = Field(default=None, description="Product text on the invoice.")
+    description: Annotated[Text, Field(max_length=2000)] | None = Field(default=None, description="Product text on the invoice.")
     quantity: Int32 = Field(description="Pieces; negative on cancellations and refunds.")
     unit_price: UnitPrice = Field(description="Price of one piece in the order's currency.")
     line_time: Timestamp | None = Field(default=None, description="When the line was booked, where it differs from the order.")
@@ -106,7 +115,7 @@ class Product(Envelope):
 
     entity: Literal["product"] = Field(description="Always `product`.")
     product_id: Identifier = Field(description="The shop's product number.")
-    name: Annotated[str, Field(max_length=2000)] = Field(description="Name shown to customers.")
+    name: Annotated[Text, Field(max_length=2000)] = Field(description="Name shown to customers.")
     category: Identifier | None = Field(default=None, description="Category the shop files it under.")
     price: UnitPrice = Field(description="List price of one piece.")
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = Field(description="ISO 4217 code.")
@@ -119,7 +128,7 @@ class Profile(Envelope):
 
     entity: Literal["profile"] = Field(description="Always `profile`.")
     customer_id: Identifier = Field(description="The shop's customer number.")
-    email: Annotated[str, Field(max_length=320)] | None = Field(default=None, description="E-mail address.")
+    email: Annotated[Text, Field(max_length=320)] | None = Field(default=None, description="E-mail address.")
     country: Identifier | None = Field(default=None, description="Country of residence.")
     grade: Literal["bronze", "silver", "gold", "platinum"] | None = Field(default=None, description="Loyalty grade.")
     signed_up_at: Timestamp | None = Field(default=None, description="When the account was opened.")

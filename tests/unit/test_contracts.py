@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from crm_resources.contracts import Order, contract_for, contracts
+from crm_resources.contracts import ColumnType, Order, contract_for, contracts
 from crm_resources.contracts.derive_arrow import arrow_schema
 from crm_resources.contracts.derive_files import stale_files, write_files
 from crm_resources.contracts.derive_postgres import create_table_sql, raw_tables
@@ -15,6 +15,7 @@ from crm_resources.contracts.derive_spark import silver_type, wire_type
 from crm_resources.contracts.entities import kafka_key
 from crm_resources.layout import silver_columns
 
+NO_NUL = r"^[^\u0000]*$"
 ORDER = {
     "event_id": "018f0000-0000-7000-8000-000000000001",
     "entity": "order",
@@ -73,6 +74,28 @@ def test_every_field_is_described():
         if not column.description
     ]
     assert undescribed == []
+
+
+@pytest.mark.parametrize("field", ["source", "channel", "customer_id"])
+def test_no_text_holds_the_nul_character_which_the_warehouse_cannot_store(field):
+    with pytest.raises(ValidationError, match=r"holds the NUL character \(\\u0000\), which no text may; leave it out"):
+        Order.model_validate_json(json.dumps({**ORDER, field: "a\0b"}))
+
+
+def test_the_nul_character_is_refused_in_the_lines_of_an_order():
+    with pytest.raises(ValidationError, match=r"lines\.0\.description\s.*NUL"):
+        Order.model_validate_json(json.dumps({**ORDER, "lines": [{**ORDER["lines"][0], "description": "\0"}]}))
+
+
+def test_every_free_text_says_so_in_its_json_schema():
+    free = [c for contract in contracts() for c in contract.columns if c.type is ColumnType.STRING and not c.allowed and not c.pattern]
+    assert len(free) > 20
+    assert {c.name for c in free if not _refuses_nul(c.name)} == set()
+
+
+def _refuses_nul(name):
+    schemas = [contract.model.model_json_schema()["properties"].get(name, {}) for contract in contracts()]
+    return all(s.get("pattern") == NO_NUL or s["anyOf"][0].get("pattern") == NO_NUL for s in schemas if s)
 
 
 def test_an_order_keeps_its_decimals():

@@ -81,6 +81,7 @@ def test_a_guest_order_is_keyed_by_its_number(tmp_path: Path) -> None:
         (changed(event_time="yesterday"), "orders.jsonl:1: event_time: 'yesterday' is no time"),
         (changed(event_time="2036-01-31T10:15:00Z"), "orders.jsonl:1: event_time: 2036-01-31T10:15:00.000000Z lies too far in the future"),
         (changed(sequence="1"), "orders.jsonl:1: sequence: '1' "),
+        (changed(channel="a\0b"), r"orders.jsonl:1: channel: 'a\x00b' holds the NUL character (\u0000), which no text may; leave it out"),
         (changed(entity="invoice"), "orders.jsonl:1: entity: 'invoice' is no entity; known are event, order, product, profile"),
         (changed(entity_key="O-2"), "orders.jsonl:1: entity_key: 'O-2' is not 'O-1'"),
         (changed(schema_version=9), "orders.jsonl:1: schema_version: 9 is not known"),
