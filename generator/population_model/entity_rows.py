@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from crm_resources.contracts.canonical import message_text
 from crm_resources.contracts.entities import ENTITY_KEY_FIELDS, KAFKA_KEY_FIELDS, SCHEMA_VERSION
 from generator.encode import Draft, first_set, pounds, wire_time
 from generator.population_model.columns import uuid7_column
@@ -174,20 +175,18 @@ class EntityRows:
         at_us = np.array([draft.at_us for draft in drafts], dtype=np.int64)
         event_ids = uuid7_column(at_us, ids)
         entity_keys = [first_set(draft.fields, ENTITY_KEY_FIELDS[entity]) for draft in drafts]
-        values = [
-            orjson.dumps(
-                {
-                    "event_id": event_id,
-                    "entity": entity,
-                    "entity_key": entity_key,
-                    "sequence": draft.at_us,
-                    "schema_version": SCHEMA_VERSION,
-                    "event_time": wire_time(draft.at_us),
-                    "source": self._shop.source,
-                    "run_id": self._shop.run_id,
-                    **draft.fields,
-                }
-            )
+        messages = [
+            {
+                "event_id": event_id,
+                "entity": entity,
+                "entity_key": entity_key,
+                "sequence": draft.at_us,
+                "schema_version": SCHEMA_VERSION,
+                "event_time": wire_time(draft.at_us),
+                "source": self._shop.source,
+                "run_id": self._shop.run_id,
+                **draft.fields,
+            }
             for event_id, entity_key, draft in zip(event_ids.to_pylist(), entity_keys, drafts, strict=True)
         ]
         return record_table(
@@ -195,9 +194,10 @@ class EntityRows:
             event_id=event_ids,
             entity_key=pa.array(entity_keys, pa.string()),
             key=pa.array([first_set(draft.fields, KAFKA_KEY_FIELDS[entity]).encode() for draft in drafts], pa.binary()),
-            value=pa.array(values, pa.binary()),
+            value=pa.array([orjson.dumps(message) for message in messages], pa.binary()),
             event_us=pa.array(at_us),
             amount_cents=pa.array([draft.pence for draft in drafts], pa.int64()),
+            canonical=pa.array([message_text(entity, message) for message in messages], pa.string()),
         )
 
     @cached_property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from crm_resources.contracts.canonical import NULL, string_text
 from crm_resources.contracts.entities import SCHEMA_VERSION
 from generator.population_model.columns import hex_column, joined, taken, time_column, uuid7_column
 from generator.population_model.journeys import CHANNELS, Kind, Steps
@@ -61,6 +63,26 @@ class Names:
         return hex_column(mixed(numbers + (np.uint64(self.seed % 2**31) << np.uint64(32))), "V")
 
     @cached_property
+    def customers_text(self) -> pa.Array:
+        """Customer ids in canonical text."""
+        return _text(self.customer_ids)[:-1]
+
+    @cached_property
+    def orders_text(self) -> pa.Array:
+        """Order ids in canonical text; the last, at -1, is null."""
+        return _text(self.order_ids)
+
+    @cached_property
+    def products_text(self) -> pa.Array:
+        """Product ids in canonical text; the last, at -1, is null."""
+        return _text(self.product_ids)
+
+    @cached_property
+    def pages_text(self) -> pa.Array:
+        """Pages in canonical text, placed like `pages`."""
+        return _text(self.pages.to_pylist())[:-1]
+
+    @cached_property
     def orders_json(self) -> pa.Array:
         """Order ids as JSON; the last, at -1, is null."""
         return _json(self.order_ids)
@@ -100,46 +122,77 @@ def encode(steps: Steps, names: Names, ids: np.random.Generator) -> pa.Table:
     import pyarrow.compute as pc
 
     count = steps.count
-    known = steps.customer >= 0
+    known = pa.array(steps.customer >= 0)
     strangers = hex_column(mixed(steps.session), "V")
+    strangers_text = hex_column(mixed(steps.session), "17:V")
     # Strangers stand behind the customers, each event with a place of its own.
-    who = np.where(known, steps.customer, len(names.customer_ids) + np.arange(count))
+    who = np.where(steps.customer >= 0, steps.customer, len(names.customer_ids) + np.arange(count))
     visitor = taken(pa.concat_arrays([names.browsers, strangers]), who)
     key = taken(pa.concat_arrays([names.customers, strangers]), who)
+    key_text = taken(pa.concat_arrays([names.customers_text, strangers_text]), who)
     at_us = apart(key_numbers(steps), steps.at_us)
     event_id = uuid7_column(at_us, ids)
-    customer = pc.if_else(pa.array(known), joined('"', key, '"'), "null")
     no_product = len(names.product_ids)
     product = np.where(steps.product < 0, no_product, steps.product)
     order = np.where(steps.order < 0, len(names.order_ids), steps.order)
-    kinds = pa.array([kind.name.lower() for kind in Kind])
+    page = steps.kind * (no_product + 1) + product
+    kinds = [kind.name.lower() for kind in Kind]
     sequence = pa.array(at_us)
+    sequence_text = pc.cast(sequence, pa.string())
+    time = time_column(at_us)
+    session = hex_column(steps.session, "S")
     value = joined(
         '{"event_id":"',
         event_id,
         '","entity":"event","entity_key":"',
         key,
         '","sequence":',
-        pc.cast(sequence, pa.string()),
+        sequence_text,
         f',"schema_version":{SCHEMA_VERSION},"event_time":"',
-        time_column(at_us),
+        time,
         f'","source":"{names.source}","run_id":"{names.run_id}","event_type":"',
-        taken(kinds, steps.kind),
+        taken(pa.array(kinds), steps.kind),
         '","visitor_id":"',
         visitor,
         '","customer_id":',
-        customer,
+        pc.if_else(known, joined('"', key, '"'), "null"),
         ',"session_id":"',
-        hex_column(steps.session, "S"),
+        session,
         '","product_id":',
         taken(names.products_json, product),
         ',"order_id":',
         taken(names.orders_json, order),
         ',"page":"',
-        taken(names.pages, steps.kind * (no_product + 1) + product),
+        taken(names.pages, page),
         '","channel":"',
         taken(pa.array(CHANNELS), steps.channel),
         '"}',
+    )
+    canonical = joined(
+        "36:",
+        event_id,
+        ",5:event,",
+        key_text,
+        ",",
+        sequence_text,
+        f",{SCHEMA_VERSION},",
+        time,
+        f",{string_text(names.source)},{string_text(names.run_id)},",
+        taken(_text(kinds), steps.kind),
+        ",17:",
+        visitor,
+        ",",
+        pc.if_else(known, key_text, NULL),
+        ",17:",
+        session,
+        ",",
+        taken(names.products_text, product),
+        ",",
+        taken(names.orders_text, order),
+        ",",
+        taken(names.pages_text, page),
+        ",",
+        taken(_text(CHANNELS), steps.channel),
     )
     return record_table(
         "event",
@@ -149,11 +202,20 @@ def encode(steps: Steps, names: Names, ids: np.random.Generator) -> pa.Table:
         value=pc.cast(value, pa.binary()),
         event_us=sequence,
         amount_cents=pa.nulls(count, pa.int64()),
+        canonical=canonical,
     )
 
 
 def record_table(
-    entity: str, *, event_id: pa.Array, entity_key: pa.Array, key: pa.Array, value: pa.Array, event_us: pa.Array, amount_cents: pa.Array
+    entity: str,
+    *,
+    event_id: pa.Array,
+    entity_key: pa.Array,
+    key: pa.Array,
+    value: pa.Array,
+    event_us: pa.Array,
+    amount_cents: pa.Array,
+    canonical: pa.Array,
 ) -> pa.Table:
     """Columns of records of one entity, see `PopulationShop.table`."""
     import pyarrow as pa
@@ -170,6 +232,7 @@ def record_table(
             "sequence": event_us,
             "event_us": event_us,
             "amount_cents": amount_cents,
+            "canonical": canonical,
         }
     )
 
@@ -194,3 +257,10 @@ def _json(texts: list[str]) -> pa.Array:
     import pyarrow as pa
 
     return pa.array([*(f'"{text}"' for text in texts), "null"], pa.string())
+
+
+def _text(texts: Sequence[str]) -> pa.Array:
+    """Texts in canonical text; null stands behind them."""
+    import pyarrow as pa
+
+    return pa.array([*map(string_text, texts), NULL], pa.string())

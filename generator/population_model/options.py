@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
+from typing import Any
 
 import orjson
 
@@ -66,9 +67,20 @@ class PopulationOptions:
     @property
     def digest(self) -> str:
         """Hash of all options; names the run and its customers, so that two populations in one data set never share a key."""
-        return hashlib.sha256(orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS)).hexdigest()
+        return hashlib.sha256(orjson.dumps(_plain(asdict(self)), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     @property
     def run_id(self) -> str:
         """Run id of the backfill: from the options alone, so that a day sent again is the same bytes."""
         return f"backfill-{self.seed}-{self.start:%Y%m%d}-{self.end:%Y%m%d}-{self.digest[:8]}"
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 -- whatever options are made of
+    """The value with whole numbers in one spelling: 45 and 45.0 visits are the same population."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

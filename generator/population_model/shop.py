@@ -197,7 +197,8 @@ class PopulationShop:
         """All records of a day in the order of event time, as columns.
 
         Columns: `plural`, `entity`, `entity_key`, `event_id` (text), `key`, `value` (binary, as Kafka gets them), `sequence`, `event_us`
-        (microseconds since 1970 UTC), `amount_cents` (orders only).
+        (microseconds since 1970 UTC), `amount_cents` (orders only), `canonical` (the text the typed checksum is
+        taken of, see `crm_resources.contracts.canonical`).
 
         Raises:
             ValueError: the day is not streamed.
@@ -269,9 +270,9 @@ class PopulationShop:
 
 def records_of(table: pa.Table) -> Iterator[Outgoing]:
     """The rows of a day's table as records to send."""
-    names = ("plural", "entity", "key", "value", "event_id", "entity_key", "sequence", "event_us", "amount_cents")
-    for plural, entity, key, value, event_id, entity_key, sequence, event_us, cents in zip(
+    names = ("plural", "entity", "key", "value", "event_id", "entity_key", "sequence", "event_us", "amount_cents", "canonical")
+    for plural, entity, key, value, event_id, entity_key, sequence, event_us, cents, canonical in zip(
         *(table[name].to_pylist() for name in names), strict=True
     ):
         amount = None if cents is None else Decimal(cents).scaleb(-2)
-        yield Outgoing(plural, entity, key, value, event_id, entity_key, sequence, event_us, amount)
+        yield Outgoing(plural, entity, key, value, event_id, entity_key, sequence, event_us, amount, canonical=canonical)

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crm_resources.contracts import ENTITIES, Order, contracts
+from crm_resources.contracts.canonical import message_text
 from crm_resources.contracts.entities import ENTITY_KEY_FIELDS, kafka_key
 from crm_resources.settings import REPOSITORY
 from generator.ids import epoch_microseconds
@@ -102,6 +103,7 @@ def test_other_options_give_another_run_id() -> None:
     changed = [replace(OPTIONS, seed=12), replace(OPTIONS, customers=151), replace(OPTIONS, purchase_model=BgNbd(dropout_at_first=True))]
     assert len({OPTIONS.run_id, *(c.run_id for c in changed)}) == 4
     assert replace(OPTIONS).run_id == OPTIONS.run_id
+    assert replace(OPTIONS, visits_per_customer=20.0).run_id == OPTIONS.run_id
 
 
 # -- on the wire
@@ -127,6 +129,7 @@ def test_every_record_has_all_fields_in_contract_order_as_a_json_encoder_writes_
         message = orjson.loads(record.value or b"")
         assert list(message) == names[record.entity]
         assert orjson.dumps(message) == record.value
+        assert message_text(record.entity, message) == record.canonical
 
 
 def test_records_come_in_the_order_of_event_time_and_within_their_day(shop: PopulationShop) -> None:
