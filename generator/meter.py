@@ -203,8 +203,9 @@ class Meter:
         self._due_ends_us = self._start_us + (self._due_second + 1) * 1_000_000
 
     def _count_due(self) -> None:
-        self._offered[self._due_second] = self._offered.get(self._due_second, 0) + self._due
-        self._due = 0
+        if self._due:
+            self._offered[self._due_second] = self._offered.get(self._due_second, 0) + self._due
+            self._due = 0
 
     def _close(self) -> None:
         """End the current second: keep its percentiles and counts, let its values go."""

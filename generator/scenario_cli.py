@@ -49,6 +49,7 @@ def run(
     with_plot: Annotated[bool, typer.Option("--plot", help="Draw the seconds of the run as a picture beside the report.")] = False,
     check_only: Annotated[bool, typer.Option("--check-only", help="Check the scenario and say what it would send; send nothing.")] = False,
     timeout: Timeout = 60,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds an unreachable broker is waited for at the start.")] = 20,
 ) -> None:
     """Run a scenario: records leave at their scheduled times, whatever the broker does, with the ordered defects among them."""
     with errors():
@@ -66,6 +67,7 @@ def run(
             limit_seconds=_length(length),
             when_full=when_full,
             delivery_timeout_seconds=timeout,
+            wait_seconds=wait,
         )
         progress = _Progress()
         running = ScenarioRun(settings, name, found, options, progress.second)

@@ -82,7 +82,7 @@ def phase_table(title: str, phases: Iterable[PhaseFigures]) -> Table:
     """A row for each phase: rates, lateness, what was shed."""
     table = Table(title=title, padding=(0, 0))
     table.add_column("phase", no_wrap=True)
-    headings = ("seconds", "offered/s", "achieved/s", "acked/s", "late p99\nms", "late max\nms", "acked p99\nms", "shed")
+    headings = ("s", "offered/s", "achieved/s", "acked/s", "late ms\np99", "late ms\nmax", "acked ms\np99", "shed")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for p in phases:
