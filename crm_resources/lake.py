@@ -7,11 +7,13 @@ Belongs here: what the warehouse load, the audit, the asset metadata and the che
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crm_resources.contracts import contracts
+from crm_resources.layout import BRONZE, DEAD_LETTERS, DUPLICATES, SILVER, topic_name
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -233,6 +235,93 @@ def read_columns(settings: Settings, path: str, files: Iterable[DataFile], colum
     if not chunks:
         return pa.table({name: pa.array([], pa.null()) for name in columns})
     return pa.concat_tables(chunks, promote_options="permissive")
+
+
+def iter_batches(
+    settings: Settings, path: str, files: Iterable[DataFile], schema: pa.Schema, batch_rows: int = 100_000
+) -> Iterator[pa.RecordBatch]:
+    """Rows of the given files piece by piece, so that memory does not grow with the files.
+
+    Args:
+        settings: where the lake is.
+        path: table below the lake's root.
+        files: files of that table.
+        schema: columns wanted, in the types wanted; partition columns come from the files' partition values, and a column
+            that a file lacks is null.
+        batch_rows: most rows of a batch.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    filesystem = table_filesystem(settings, path)
+    for file in files:
+        with filesystem.open_input_file(unquoted(file.path)) as stream:
+            # Spark may write INT96 times, which overflow when read as nanoseconds.
+            parquet = pq.ParquetFile(stream, coerce_int96_timestamp_unit="us", pre_buffer=False)
+            stored = set(parquet.schema_arrow.names)
+            names = [name for name in schema.names if name in stored and name not in file.partition]
+            for batch in parquet.iter_batches(batch_size=batch_rows, columns=names, use_threads=False):
+                arrays = [
+                    batch.column(wanted.name).cast(wanted.type)
+                    if wanted.name in names
+                    else pa.repeat(pa.scalar(file.partition.get(wanted.name), pa.string()), batch.num_rows).cast(wanted.type)
+                    for wanted in schema
+                ]
+                yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema([pa.field(f.name, f.type) for f in schema]))
+
+
+@dataclass(frozen=True)
+class StreamCounts:
+    """Records in Kafka, in bronze, and refined (silver, dead letters, dropped duplicates).
+
+    `backfilled` of those in bronze did not come through Kafka; `silver` is part of `refined`.
+    """
+
+    kafka: int
+    bronze: int
+    backfilled: int
+    refined: int
+    silver: int
+
+    @property
+    def settled(self) -> bool:
+        """Whether the stream has refined everything that was ever written to the topics, or straight to bronze."""
+        return self.kafka + self.backfilled == self.bronze == self.refined
+
+    def __str__(self) -> str:
+        """What there is, for a person who waits."""
+        return f"{self.kafka:,} records in Kafka, {self.bronze:,} rows in bronze, {self.refined:,} refined"
+
+
+def stream_counts(settings: Settings) -> StreamCounts:
+    """How far the stream has come, cheaply: the topics' offsets and the statistics of the tables' files.
+
+    Raises:
+        crm_resources.kafka.KafkaUnavailableError: Kafka does not answer.
+        crm_resources.kafka.TopicError: a topic is absent.
+    """
+    from crm_resources import kafka
+
+    written = sum(high for c in contracts() for _, high in kafka.offsets(settings, topic_name(settings.env, c.plural)).values())
+    silver = sum(row_count(settings, table.path) for table in SILVER.values())
+    refined = silver + row_count(settings, DEAD_LETTERS.path) + row_count(settings, DUPLICATES.path)
+    return StreamCounts(written, row_count(settings, BRONZE.path), backfilled_rows(settings), refined, silver)
+
+
+def backfilled_rows(settings: Settings) -> int:
+    """Rows of bronze that did not come through Kafka: their partitions are negative."""
+    import pyarrow.compute as pc
+
+    table = open_table(settings, BRONZE.path)
+    count = 0
+    for file in files_of(table) if table is not None else ():
+        lowest, highest = file.minimum.get("kafka_partition"), file.maximum.get("kafka_partition")
+        if highest is not None and highest < 0:
+            count += file.rows
+        elif lowest is None or lowest < 0:  # a compacted file may hold both
+            partitions = read_columns(settings, BRONZE.path, [file], ["kafka_partition"])["kafka_partition"]
+            count += int(pc.sum(pc.less(partitions, 0)).as_py() or 0)
+    return count
 
 
 def unquoted(path: str) -> str:

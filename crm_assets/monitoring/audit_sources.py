@@ -1,17 +1,22 @@
 """Where the audit reads: ledger, lake and warehouse, as Arrow batches of the columns it needs.
 
-Belongs here: opening and reading, batch by batch, so that memory holds columns and never whole tables. Not here: any judgement.
+Belongs here: opening and reading, batch by batch, so that memory holds a batch and never a table. Not here: any judgement.
 `AuditSources` is what the audit takes, so that a test can hand it tables it has doctored.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crm_resources.contracts import contracts
-from crm_resources.layout import BRONZE, DEAD_LETTERS, DUPLICATES, SILVER
+from crm_resources.contracts import Column, Contract, contract_for, contracts
+from crm_resources.contracts.canonical import digest_sql, token_sql
+from crm_resources.layout import BRONZE, COORDINATES, DEAD_LETTER_COLUMNS, DEAD_LETTERS, DUPLICATE_COLUMNS, DUPLICATES, RECORD_VALUE, SILVER
 from crm_resources.ledger import ledger_dir, ledger_files, read_ledger
 from crm_resources.settings import Settings
 
@@ -20,6 +25,12 @@ if TYPE_CHECKING:
 
 PLACED = ("kafka_topic", "kafka_partition", "kafka_offset", "ingested_at")
 """Columns that every table between Kafka and the marts carries."""
+
+TYPED = ("typed_high", "typed_low")
+"""Halves of the typed checksum in what the warehouse gives."""
+
+_BATCH_ROWS = 65_536
+_BATCH_ROWS_WITH_LISTS = 16_384
 
 
 @dataclass(frozen=True)
@@ -31,24 +42,65 @@ class LineTotal:
 
 
 @dataclass(frozen=True)
+class MartCheck:
+    """One comparison of a mart with what it is made of: `broken` rows differ, `rows` names them with both figures, at most 10,000."""
+
+    name: str
+    rows: tuple[str, ...] = ()
+    broken: int = 0
+
+
+@dataclass(frozen=True)
+class MartFindings:
+    """What the marts hold, compared with the messages in the warehouse.
+
+    `unavailable` says why they could not be compared, and is empty when they were. As decimal text: `orders_amount` is the sum over
+    the marts' orders and documents, `superseded_amount` that of messages which are no longer an order's current state,
+    `raw_amount` that of all messages.
+    """
+
+    unavailable: str
+    orders_amount: str = "0"
+    superseded_amount: str = "0"
+    raw_amount: str = "0"
+    checks: tuple[MartCheck, ...] = ()
+
+
+@dataclass(frozen=True)
+class BatchEnd:
+    """Where a batch of the ingest query ended: `{(topic, partition): first offset that is not in it}`."""
+
+    number: int
+    ends: Mapping[tuple[str, int], int]
+
+
+@dataclass(frozen=True)
 class AuditSources:
     """Readers the audit may call several times; each gives batches.
 
     `ledger`: columns of `crm_resources.ledger`; argument: names of the columns wanted.
-    `bronze`: `PLACED` and `value`; argument: whether `value` is wanted.
-    `silver`, `warehouse`: by plural, `PLACED` and `event_id`, for orders of the warehouse also `amount`.
+    `bronze`: `PLACED` and `value`.
+    `silver`: by plural, columns of the contract and `PLACED`; argument: whether all columns of the contract are wanted, else
+    `event_id` alone.
     `dead_letters`: `PLACED`, `event_id`, `reason`. `duplicates`: `PLACED`, `event_id`.
+    `warehouse`: by plural, `PLACED`, `event_id`, `TYPED`, and for orders `amount` as text.
+    `warehouse_tokens`: canonical text of each field of the rows with the given event ids, as mappings.
     `order_totals`: the sums of orders and of their lines in the warehouse; None where there is no warehouse.
+    `marts`: what the marts hold, compared row by row.
+    `batches`: the ends of the ingest query's batches that its checkpoint still knows, in order.
     `kafka_offsets`: `{topic: {partition: (low, high)}}`; empty where Kafka is not asked.
     """
 
     ledger: Callable[[tuple[str, ...]], Iterator[pa.RecordBatch]]
-    bronze: Callable[[bool], Iterator[pa.RecordBatch]]
-    silver: Mapping[str, Callable[[], Iterator[pa.RecordBatch]]]
+    bronze: Callable[[], Iterator[pa.RecordBatch]]
+    silver: Mapping[str, Callable[[bool], Iterator[pa.RecordBatch]]]
     dead_letters: Callable[[], Iterator[pa.RecordBatch]]
     duplicates: Callable[[], Iterator[pa.RecordBatch]]
     warehouse: Mapping[str, Callable[[], Iterator[pa.RecordBatch]]]
+    warehouse_tokens: Callable[[str, list[str]], Mapping[str, Mapping[str, str]]] = lambda plural, event_ids: {}
     order_totals: Callable[[], LineTotal | None] = lambda: None
+    marts: Callable[[], MartFindings] = lambda: MartFindings("there are no marts")
+    batches: tuple[BatchEnd, ...] = ()
     kafka_offsets: Mapping[str, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
 
 
@@ -63,17 +115,54 @@ def open_sources(settings: Settings, *, run_id: str | None = None, with_kafka: b
     Raises:
         KafkaUnavailableError: Kafka does not answer.
     """
+    from crm_assets.monitoring.audit_marts import compare_marts
+
     offsets = _kafka_offsets(settings) if with_kafka else {}
     return AuditSources(
         ledger=lambda columns: _ledger(settings, run_id, columns),
-        bronze=lambda with_value: _lake(settings, BRONZE.path, (*PLACED, "value") if with_value else PLACED),
-        silver={plural: _reader(settings, table.path, (*PLACED, "event_id")) for plural, table in SILVER.items()},
-        dead_letters=_reader(settings, DEAD_LETTERS.path, (*PLACED, "event_id", "reason")),
-        duplicates=_reader(settings, DUPLICATES.path, (*PLACED, "event_id")),
-        warehouse={c.plural: _warehouse_reader(settings, c.plural) for c in contracts()},
+        bronze=lambda: _lake(settings, BRONZE.path, bronze_columns(), _BATCH_ROWS),
+        silver={c.plural: _silver_reader(settings, c) for c in contracts()},
+        dead_letters=lambda: _lake(settings, DEAD_LETTERS.path, _named(DEAD_LETTER_COLUMNS, (*PLACED, "event_id", "reason"))),
+        duplicates=lambda: _lake(settings, DUPLICATES.path, _named(DUPLICATE_COLUMNS, (*PLACED, "event_id"))),
+        warehouse={c.plural: _warehouse_reader(settings, c) for c in contracts()},
+        warehouse_tokens=lambda plural, event_ids: _warehouse_tokens(settings, plural, event_ids),
         order_totals=lambda: _order_totals(settings),
+        marts=lambda: compare_marts(settings),
+        batches=ingest_batches(Path(settings.checkpoint_root) / "ingest") if "://" not in settings.checkpoint_root else (),
         kafka_offsets=offsets,
     )
+
+
+def bronze_columns() -> tuple[Column, ...]:
+    """Columns of bronze that the audit reads."""
+    return (*_named(COORDINATES, PLACED), RECORD_VALUE)
+
+
+@cache
+def silver_columns_read(contract: Contract, whole: bool) -> tuple[Column, ...]:
+    """Columns of silver that the audit reads: all of the contract's, or its event id alone, and `PLACED`."""
+    own = contract.columns if whole else tuple(c for c in contract.columns if c.name == "event_id")
+    return (*own, *_named(COORDINATES, PLACED))
+
+
+def ingest_batches(checkpoint: Path) -> tuple[BatchEnd, ...]:
+    """Ends of the committed batches that a checkpoint of the ingest query still lists, in order.
+
+    Args:
+        checkpoint: folder with Spark's `offsets` and `commits`; nothing comes of one that does not exist.
+    """
+    ends = []
+    for path in (checkpoint / "offsets").glob("*") if (checkpoint / "offsets").is_dir() else ():
+        if path.name.isdigit() and (checkpoint / "commits" / path.name).exists():
+            found = re.search(r"^\{\"[^\n]*\}\s*\Z", path.read_text(), re.MULTILINE)
+            topics = json.loads(found.group()) if found else {}
+            ends.append(BatchEnd(int(path.name), {(t, int(p)): int(o) for t, partitions in topics.items() for p, o in partitions.items()}))
+    return tuple(sorted(ends, key=lambda batch: batch.number))
+
+
+def _named(columns: tuple[Column, ...], names: tuple[str, ...]) -> tuple[Column, ...]:
+    by_name = {c.name: c for c in columns}
+    return tuple(by_name[name] for name in names)
 
 
 def _ledger(settings: Settings, run_id: str | None, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
@@ -81,31 +170,37 @@ def _ledger(settings: Settings, run_id: str | None, columns: tuple[str, ...]) ->
         yield from read_ledger(path, columns)
 
 
-def _reader(settings: Settings, path: str, columns: tuple[str, ...]) -> Callable[[], Iterator[pa.RecordBatch]]:
-    return lambda: _lake(settings, path, columns)
+def _silver_reader(settings: Settings, contract: Contract) -> Callable[[bool], Iterator[pa.RecordBatch]]:
+    rows = _BATCH_ROWS_WITH_LISTS if contract.children else _BATCH_ROWS
+    return lambda whole: _lake(settings, SILVER[contract.plural].path, silver_columns_read(contract, whole), rows)
 
 
-def _lake(settings: Settings, path: str, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+def _lake(settings: Settings, path: str, columns: tuple[Column, ...], batch_rows: int = _BATCH_ROWS) -> Iterator[pa.RecordBatch]:
     from crm_resources import lake
+    from crm_resources.contracts.derive_arrow import arrow_schema
 
     table = lake.open_table(settings, path)
-    if table is None:
-        return
-    for file in lake.files_of(table):
-        yield from _without_views(lake.read_columns(settings, path, [file], columns)).to_batches(max_chunksize=50_000)
+    if table is not None:
+        yield from lake.iter_batches(settings, path, lake.files_of(table), arrow_schema(columns), batch_rows)
 
 
-def _without_views(table: pa.Table) -> pa.Table:
-    """The table with plain strings and bytes: files that delta-rs rewrote come with view types, which few Arrow functions take."""
+def _warehouse_reader(settings: Settings, contract: Contract) -> Callable[[], Iterator[pa.RecordBatch]]:
+    # Arrow has no type for numeric, so the driver would wrap the amount.
+    amount = ("r.amount::text as amount",) if contract.plural == "orders" else ()
+    statement = digest_sql(contract, (*(f"r.{name}" for name in (*PLACED, "event_id")), *amount))
+    return lambda: _query(settings, statement, f"raw.{contract.plural}")
+
+
+def _warehouse_tokens(settings: Settings, plural: str, event_ids: list[str]) -> dict[str, dict[str, str]]:
     import pyarrow as pa
 
-    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
-    return table.cast(pa.schema([field.with_type(plain.get(field.type, field.type)) for field in table.schema]))
-
-
-def _warehouse_reader(settings: Settings, plural: str) -> Callable[[], Iterator[pa.RecordBatch]]:
-    columns = [*PLACED, "event_id", *(["amount::text as amount"] if plural == "orders" else [])]
-    return lambda: _query(settings, f"select {', '.join(columns)} from raw.{plural}", f"raw.{plural}")  # noqa: S608 -- names from the contracts
+    contract = contract_for(plural)
+    ids = ", ".join(f"'{event_id}'" for event_id in event_ids if re.fullmatch(r"[0-9a-f-]+", event_id))
+    if not ids:
+        return {}
+    batches = list(_query(settings, token_sql(contract, f"r.event_id in ({ids})"), f"raw.{plural}"))
+    rows = pa.Table.from_batches(batches).to_pylist() if batches else []
+    return {row["event_id"]: {c.name: row[f"field_{c.name}"] for c in contract.columns} for row in rows}
 
 
 def _query(settings: Settings, statement: str, table: str) -> Iterator[pa.RecordBatch]:

@@ -1,4 +1,4 @@
-"""Which Kafka coordinates were seen where: one byte per offset, so that tens of millions fit in memory.
+"""Which Kafka coordinates were seen where: two bytes per offset, so that tens of millions fit in memory.
 
 Belongs here: marking, and telling from the marks which coordinates break the books. Not here: reading tables (`audit_sources`), or
 what the verdict is (`audit`).
@@ -7,17 +7,26 @@ what the verdict is (`audit`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import IntFlag
+from itertools import pairwise
 
-_CHUNK_BITS = 16
-_CHUNK = 1 << _CHUNK_BITS
-_MASK = _CHUNK - 1
+import numpy as np
+import numpy.typing as npt
+
+CHUNK_BITS = 14
+"""Offsets of a partition are kept, and summed up, in chunks of 16,384."""
+
+CHUNK = 1 << CHUNK_BITS
+_MASK = CHUNK - 1
+
+Offsets = npt.NDArray[np.int64]
+States = npt.NDArray[np.uint16]
 
 
 class Seen(IntFlag):
-    """Where a coordinate was seen. `IN_FLIGHT` ones arrived too lately to be judged."""
+    """Where a coordinate was seen, and what was found out about it. `IN_FLIGHT` ones arrived too lately to be judged."""
 
     NOWHERE = 0
     LEDGER = 1
@@ -27,10 +36,25 @@ class Seen(IntFlag):
     DUPLICATES = 16
     WAREHOUSE = 32
     IN_FLIGHT = 64
+    TYPED = 128
+    """Its ledger row carries a typed checksum."""
+    DISORDERED = 256
+    """It was ordered to stand behind later records of its key."""
+    BYTES_CHANGED = 512
+    SILVER_CHANGED = 1024
+    WAREHOUSE_CHANGED = 2048
+    INVERTED = 4096
+    """It stands behind a later record of its key, and nobody ordered that."""
+    MISPLACED = 8192
+    TWICE = 16384
+    """It stands twice in one place."""
 
 
 PLACES = Seen.SILVER | Seen.DEAD_LETTERS | Seen.DUPLICATES
 """Every coordinate of bronze ends in exactly one of these."""
+
+STATES = 1 << 15
+"""Number of possible combinations of marks."""
 
 
 @dataclass(frozen=True, order=True)
@@ -46,109 +70,6 @@ class Coordinate:
         return f"{self.topic}[{self.partition}]@{self.offset}"
 
 
-@dataclass
-class _Partition:
-    chunks: dict[int, bytearray] = field(default_factory=dict)
-
-
-class CoordinateBook:
-    """Marks of all coordinates; `doubled` holds those that were marked twice in the same place."""
-
-    def __init__(self) -> None:
-        self._partitions: dict[tuple[str, int], _Partition] = {}
-        self.doubled: list[tuple[Seen, Coordinate]] = []
-
-    def mark(self, topic: str, partition: int, offsets: Iterable[int], seen: Seen) -> None:
-        """Mark offsets of a partition as seen; a second mark in the same place is noted as doubled."""
-        chunks = self._partitions.setdefault((topic, partition), _Partition()).chunks
-        bit = int(seen)
-        current = -1
-        chunk = bytearray()
-        for offset in offsets:
-            number = offset >> _CHUNK_BITS
-            if number != current:
-                found = chunks.get(number)
-                if found is None:
-                    found = chunks[number] = bytearray(_CHUNK)
-                chunk, current = found, number
-            place = offset & _MASK
-            value = chunk[place]
-            if value & bit and seen is not Seen.IN_FLIGHT:
-                self.doubled.append((seen, Coordinate(topic, partition, offset)))
-            chunk[place] = value | bit
-
-    def at(self, topic: str, partition: int, offset: int) -> int:
-        """Marks of one coordinate, as the integer of a `Seen`."""
-        found = self._partitions.get((topic, partition))
-        chunk = found.chunks.get(offset >> _CHUNK_BITS) if found else None
-        return chunk[offset & _MASK] if chunk else 0
-
-    def states(self, topic: str, partition: int, offsets: Iterable[int]) -> Iterator[int]:
-        """Marks of several coordinates of one partition."""
-        found = self._partitions.get((topic, partition))
-        chunks = found.chunks if found else {}
-        for offset in offsets:
-            chunk = chunks.get(offset >> _CHUNK_BITS)
-            yield chunk[offset & _MASK] if chunk else 0
-
-    def totals(self) -> Counter[int]:
-        """How many coordinates carry which marks; unseen ones are left out."""
-        total: Counter[int] = Counter()
-        for partition in self._partitions.values():
-            for chunk in partition.chunks.values():
-                total.update(chunk)
-        del total[0]
-        return total
-
-    def count(self, wanted: Callable[[int], bool]) -> int:
-        """Coordinates whose marks satisfy a condition."""
-        return sum(n for state, n in self.totals().items() if wanted(state))
-
-    def find(self, wanted: Callable[[int], bool]) -> list[Coordinate]:
-        """Coordinates whose marks satisfy a condition, in order; looks only into chunks that hold one."""
-        states = {state for state in range(1, 128) if wanted(state)}
-        found: list[Coordinate] = []
-        for (topic, partition), marks in sorted(self._partitions.items()):
-            for number, chunk in sorted(marks.chunks.items()):
-                if not states.isdisjoint(chunk):
-                    found.extend(
-                        Coordinate(topic, partition, (number << _CHUNK_BITS) + i) for i, value in enumerate(chunk) if value in states
-                    )
-        return found
-
-    def ranges(self, seen: Seen) -> dict[tuple[str, int], OffsetRange]:
-        """First and last offset of each partition with a mark, and how many offsets between them lack it."""
-        ranges = {}
-        bit = int(seen)
-        with_bit = bytes(1 if value & bit else 0 for value in range(256))
-        for key, marks in sorted(self._partitions.items()):
-            first = last = None
-            count = 0
-            for number, chunk in sorted(marks.chunks.items()):
-                flags = bytes(chunk).translate(with_bit)
-                here = flags.count(1)
-                if here:
-                    count += here
-                    first = (number << _CHUNK_BITS) + flags.index(1) if first is None else first
-                    last = (number << _CHUNK_BITS) + flags.rindex(1)
-            if first is not None and last is not None:
-                ranges[key] = OffsetRange(first, last, last - first + 1 - count)
-        return ranges
-
-    def absent(self, seen: Seen, limit: int) -> list[Coordinate]:
-        """Coordinates between the first and the last of a partition that lack a mark, at most `limit`."""
-        found: list[Coordinate] = []
-        for (topic, partition), span in self.ranges(seen).items():
-            if not span.gaps:
-                continue
-            for offset in range(span.first, span.last + 1):
-                if not self.at(topic, partition, offset) & seen:
-                    found.append(Coordinate(topic, partition, offset))
-                    if len(found) >= limit:
-                        return found
-        return found
-
-
 @dataclass(frozen=True)
 class OffsetRange:
     """Offsets from `first` to `last`, both included, of which `gaps` are absent."""
@@ -156,3 +77,121 @@ class OffsetRange:
     first: int
     last: int
     gaps: int
+
+
+class CoordinateBook:
+    """Marks of all coordinates; `twice` counts by place those that were marked a second time there."""
+
+    def __init__(self) -> None:
+        self._partitions: dict[tuple[str, int], dict[int, States]] = {}
+        self.twice: Counter[Seen] = Counter()
+
+    def mark(self, topic: str, partition: int, offsets: Offsets, seen: Seen) -> None:
+        """Mark offsets of a partition as seen in a place; a second mark in the same place is noted."""
+        chunks = self._partitions.setdefault((topic, partition), {})
+        bit = np.uint16(int(seen))
+        for number, places in by_chunk(offsets):
+            chunk = chunks.get(number)
+            if chunk is None:
+                chunk = chunks[number] = np.zeros(CHUNK, np.uint16)
+            again = places[(chunk[places] & bit) != 0]
+            chunk[places] |= bit
+            if len(places) > 1 and not (places[1:] > places[:-1]).all():
+                ordered = np.sort(places)
+                again = np.concatenate((again, ordered[1:][ordered[1:] == ordered[:-1]]))
+            if len(again):
+                self.twice[seen] += len(again)
+                chunk[again] |= np.uint16(int(Seen.TWICE))
+
+    def note(self, topic: str, partition: int, offsets: Offsets, seen: Seen) -> None:
+        """Note something about offsets; to note it again changes nothing."""
+        chunks = self._partitions.setdefault((topic, partition), {})
+        for number, places in by_chunk(offsets):
+            chunks.setdefault(number, np.zeros(CHUNK, np.uint16))[places] |= np.uint16(int(seen))
+
+    def states(self, topic: str, partition: int, offsets: Offsets) -> States:
+        """Marks of offsets of one partition, in their order."""
+        chunks = self._partitions.get((topic, partition), {})
+        found = np.zeros(len(offsets), np.uint16)
+        numbers = offsets >> CHUNK_BITS
+        for number in np.unique(numbers).tolist():
+            chunk = chunks.get(number)
+            if chunk is not None:
+                here = numbers == number
+                found[here] = chunk[offsets[here] & _MASK]
+        return found
+
+    def totals(self) -> Counter[int]:
+        """How many coordinates carry which marks; unseen ones are left out."""
+        total = np.zeros(STATES, np.int64)
+        for chunks in self._partitions.values():
+            for chunk in chunks.values():
+                total += np.bincount(chunk, minlength=STATES)
+        return Counter({int(state): int(total[state]) for state in np.flatnonzero(total) if state})
+
+    def find(self, wanted: Callable[[int], bool]) -> Iterator[tuple[str, int, Offsets]]:
+        """Coordinates whose marks satisfy a condition, in order, as offsets of a partition; never empty ones."""
+        table = state_table(wanted)
+        for (topic, partition), chunks in sorted(self._partitions.items()):
+            for number, chunk in sorted(chunks.items()):
+                places = np.flatnonzero(table[chunk])
+                if len(places):
+                    yield topic, partition, (number << CHUNK_BITS) + places.astype(np.int64)
+
+    def ranges(self, seen: Seen) -> dict[tuple[str, int], OffsetRange]:
+        """First and last offset of each partition with a mark, and how many offsets between them lack it."""
+        ranges = {}
+        for key, chunks in sorted(self._partitions.items()):
+            first = last = None
+            count = 0
+            for number, chunk in sorted(chunks.items()):
+                places = np.flatnonzero(chunk & np.uint16(int(seen)))
+                if len(places):
+                    count += len(places)
+                    last = (number << CHUNK_BITS) + int(places[-1])
+                    first = (number << CHUNK_BITS) + int(places[0]) if first is None else first
+            if first is not None and last is not None:
+                ranges[key] = OffsetRange(first, last, last - first + 1 - count)
+        return ranges
+
+    def absent(self, seen: Seen) -> Iterator[tuple[str, int, Offsets]]:
+        """Offsets between the first and the last of a partition that lack a mark."""
+        for (topic, partition), span in self.ranges(seen).items():
+            if not span.gaps:
+                continue
+            chunks = self._partitions[topic, partition]
+            for number in range(span.first >> CHUNK_BITS, (span.last >> CHUNK_BITS) + 1):
+                here = chunks.get(number)
+                lacking = np.ones(CHUNK, bool) if here is None else (here & np.uint16(int(seen))) == 0
+                offsets = (number << CHUNK_BITS) + np.flatnonzero(lacking).astype(np.int64)
+                offsets = offsets[(offsets >= span.first) & (offsets <= span.last)]
+                if len(offsets):
+                    yield topic, partition, offsets
+
+    def count_between(self, topic: str, partition: int, first: int, end: int, seen: Seen) -> int:
+        """Offsets with a mark from `first` up to but not including `end`."""
+        chunks = self._partitions.get((topic, partition), {})
+        count = 0
+        for number, chunk in chunks.items():
+            low, high = max(first - (number << CHUNK_BITS), 0), min(end - (number << CHUNK_BITS), CHUNK)
+            if low < high:
+                count += int(np.count_nonzero(chunk[low:high] & np.uint16(int(seen))))
+        return count
+
+
+def by_chunk(offsets: Offsets) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Offsets by their chunk, each with the places within it; the order within a chunk is kept."""
+    if not len(offsets):
+        return
+    numbers = offsets >> CHUNK_BITS
+    if (numbers[1:] < numbers[:-1]).any():
+        order = np.argsort(numbers, kind="stable")
+        offsets, numbers = offsets[order], numbers[order]
+    bounds = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), len(numbers)]
+    for start, end in pairwise(bounds):
+        yield int(numbers[start]), offsets[start:end] & _MASK
+
+
+def state_table(wanted: Callable[[int], bool]) -> npt.NDArray[np.bool_]:
+    """The condition for each combination of marks, so that arrays of marks can be looked up in it."""
+    return np.fromiter((state > 0 and wanted(state) for state in range(STATES)), bool, STATES)

@@ -23,9 +23,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from crm_resources import kafka, lake, warehouse
-from crm_resources.contracts import contracts
-from crm_resources.layout import BRONZE, DEAD_LETTERS, DUPLICATES, SILVER, topic_name
+from crm_resources import lake, warehouse
+from crm_resources.layout import SILVER
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import REPOSITORY, Settings, load_settings
 from deploy.local.errors import StackError
@@ -112,10 +111,8 @@ def _run(started: datetime, steps: Steps, data: Path | None, speed: str) -> bool
 
 def stream_backlog(settings: Settings) -> str | None:
     """What the stream has still to do, or None: Kafka → bronze → silver, dead letters or duplicates."""
-    ends = sum(high for c in contracts() for _, high in kafka.offsets(settings, topic_name(settings.env, c.plural)).values())
-    bronze = lake.row_count(settings, BRONZE.path)
-    refined = sum(lake.row_count(settings, table.path) for table in (*SILVER.values(), DEAD_LETTERS, DUPLICATES))
-    return None if ends == bronze == refined else f"{ends:,} records in Kafka, {bronze:,} rows in bronze, {refined:,} refined"
+    counts = lake.stream_counts(settings)
+    return None if counts.settled else str(counts)
 
 
 def marts_backlog(settings: Settings) -> str | None:
