@@ -27,8 +27,8 @@ ranked as (
 
     select
         *,
-        row_number() over (partition by order_id order by takes_back asc, sequence desc, message_at desc, event_id desc) as content_rank,
-        first_value(status) over (partition by order_id order by sequence desc, message_at desc, event_id desc) as current_status,
+        row_number() over (partition by order_id order by takes_back asc, {{ newest_first() }}) as content_rank,
+        first_value(status) over (partition by order_id order by {{ newest_first() }}) as current_status,
         first_value(message_at) over (partition by order_id, takes_back order by sequence, message_at, event_id) as first_message_at,
         count(*) over (partition by order_id) as messages,
         min(message_at) filter (where takes_back and sequence > content_sequence) over (partition by order_id) as taken_back_at,

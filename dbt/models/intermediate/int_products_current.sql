@@ -1,19 +1,8 @@
 -- Grain: one row per product code, its state by the highest sequence, whatever arrived last.
 
-with ranked as (
+with newest as (
 
-    select
-        product_code,
-        product_id,
-        name,
-        category,
-        price,
-        currency,
-        stock,
-        is_active,
-        message_at,
-        row_number() over (partition by product_code order by sequence desc, message_at desc, event_id desc) as recency_rank
-    from {{ ref('stg_crm__products') }}
+    {{ current_state(ref('stg_crm__products'), 'product_code') }}
 
 )
 
@@ -27,5 +16,4 @@ select
     stock,
     is_active,
     message_at as updated_at
-from ranked
-where recency_rank = 1
+from newest

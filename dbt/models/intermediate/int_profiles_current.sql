@@ -1,21 +1,8 @@
 -- Grain: one row per customer with a profile, its state by the highest sequence, whatever arrived last.
 
-with ranked as (
+with newest as (
 
-    select
-        customer_id,
-        email,
-        country,
-        grade,
-        signed_up_at,
-        consent_email,
-        consent_ads,
-        consent_analytics,
-        is_opted_out,
-        is_erased,
-        message_at,
-        row_number() over (partition by customer_id order by sequence desc, message_at desc, event_id desc) as recency_rank
-    from {{ ref('stg_crm__profiles') }}
+    {{ current_state(ref('stg_crm__profiles'), 'customer_id') }}
 
 )
 
@@ -31,5 +18,4 @@ select
     is_opted_out,
     is_erased,
     message_at as updated_at
-from ranked
-where recency_rank = 1
+from newest
