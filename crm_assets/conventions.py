@@ -19,8 +19,6 @@ from crm_resources.layout import (
     DEAD_LETTERS,
     DUPLICATE_COLUMNS,
     DUPLICATES,
-    RECORD_KEY,
-    RECORD_VALUE,
     SILVER,
     silver_columns,
 )
@@ -81,10 +79,7 @@ def table_schema(columns: Iterable[Column]) -> dg.TableSchema:
 
 def bronze_schema() -> dg.TableSchema:
     """Columns of bronze: coordinates and raw bytes."""
-    partition = dg.TableColumn(
-        "ingest_date", "date", "Date of `ingested_at` in UTC; partition column.", dg.TableColumnConstraints(nullable=False)
-    )
-    return dg.TableSchema(columns=[*table_schema((*COORDINATES, RECORD_KEY, RECORD_VALUE)).columns, partition])
+    return table_schema(BRONZE.columns)
 
 
 def lake_schema(key: dg.AssetKey) -> dg.TableSchema:

@@ -167,16 +167,29 @@ class LedgerWriter:
         columns = zip(*self._rows, strict=True)
         arrays = [pa.repeat(pa.scalar(self.run_id), count)]
         arrays += [pa.array(column, field.type) for field, column in zip(list(self._schema)[1:], columns, strict=True)]
-        refused = sum(row.refused for row in self._rows)
+        self._write(pa.record_batch(arrays, schema=self._schema), sum(row.refused for row in self._rows))
+        self._rows = []
+
+    def append_batch(self, batch: pa.RecordBatch) -> None:
+        """Take acknowledged rows that come as a batch in the ledger's schema; durable when this returns.
+
+        Raises:
+            LedgerError: the disk refused, now or before; the rows do not count.
+        """
+        self.flush()
+        if self._broken:
+            raise LedgerError(self._broken)
+        self._write(batch, 0)
+
+    def _write(self, batch: pa.RecordBatch, refused: int) -> None:
         try:
-            self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
+            self._stream.write_batch(batch)
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._broken = f"cannot write the ledger {self.path}: {error.strerror or error}; {count} events do not count as acked"
+            self._broken = f"cannot write the ledger {self.path}: {error.strerror or error}; {batch.num_rows} events do not count as acked"
             raise LedgerError(self._broken) from error
         self.durable_refused += refused
-        self.durable_acked += count - refused
-        self._rows = []
+        self.durable_acked += batch.num_rows - refused
 
     def close(self) -> None:
         """Write what is pending and end the file.
@@ -198,6 +211,33 @@ class LedgerWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def publish_ledger(path: Path, directory: Path, run_id: str) -> Path:
+    """Move a finished ledger that was written elsewhere on the same disk among the ledgers; returns its place.
+
+    Args:
+        path: the file.
+        directory: folder of the ledgers.
+        run_id: run of its rows.
+
+    Raises:
+        LedgerError: the disk refused.
+    """
+    try:
+        while True:
+            number = max((_number_of(p) for p in ledger_files(directory, run_id)), default=0) + 1
+            target = directory / f"{_file_stem(run_id)}-{number}.arrows"
+            try:
+                target.hardlink_to(path)
+            except FileExistsError:
+                continue
+            break
+        path.unlink()
+        _sync_directory(directory)
+    except OSError as error:
+        raise LedgerError(f"cannot move the ledger {path} to {directory}: {error.strerror}") from error
+    return target
 
 
 def ledger_files(directory: Path, run_id: str | None = None) -> list[Path]:

@@ -6,7 +6,6 @@ Belongs here: making and ending the session. Not here: what is computed with it 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crm_resources.settings import Settings
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-RETENTION = "interval 30 days"
-"""How long the Delta logs and files that are no longer current are kept: a load may lag behind by that much."""
-
 UNIQUE_COLUMNS = ("kafka_offset", "kafka_timestamp", "value")
 
 REQUIRED_JARS = ("delta-spark", "delta-storage", "spark-sql-kafka", "kafka-clients")
@@ -26,29 +22,6 @@ REQUIRED_JARS = ("delta-spark", "delta-storage", "spark-sql-kafka", "kafka-clien
 
 class SparkJarsMissing(RuntimeError):
     """The Java libraries of the driver are not where they should be."""
-
-
-@dataclass(frozen=True)
-class TableProperties:
-    """Delta properties of a table of the stream.
-
-    Args:
-        stats_columns: columns with minimum and maximum per file, for data skipping.
-        checkpoint_interval: commits between two checkpoints of the log. Differs between tables, because a batch in which
-            all tables checkpoint at once was measured at 8-18 s on two cores.
-    """
-
-    stats_columns: tuple[str, ...]
-    checkpoint_interval: int
-
-    def as_properties(self) -> dict[str, str]:
-        """The properties as Delta spells them."""
-        return {
-            "delta.dataSkippingStatsColumns": ",".join(self.stats_columns),
-            "delta.checkpointInterval": str(self.checkpoint_interval),
-            "delta.logRetentionDuration": RETENTION,
-            "delta.deletedFileRetentionDuration": RETENTION,
-        }
 
 
 def spark_conf(settings: Settings, app_name: str) -> dict[str, str]:

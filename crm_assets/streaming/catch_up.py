@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crm_assets.streaming.ingest import drain_ingest
+from crm_assets.streaming.rebuild import finish_swap
 from crm_assets.streaming.refine import BatchCounts, RefineStep, drain_refine
 from crm_assets.streaming.tables import live
 from crm_resources.lake_lock import lake_lock
@@ -50,8 +51,9 @@ def catch_up(settings: Settings) -> CaughtUp:
 
 def run_both_steps(spark: SparkSession, settings: Settings) -> CaughtUp:
     """Both steps once, one after the other; the caller holds the lock."""
+    finish_swap(settings)
     ingested = _finish(drain_ingest(spark, settings))
-    step = RefineStep(spark, settings, live(settings))
+    step = RefineStep(settings, live(settings))
     _finish(drain_refine(spark, settings, step))
     return CaughtUp(ingested, step.total)
 

@@ -27,8 +27,10 @@ from crm_assets.streaming.ingest import INGEST, TopicsMissing, start_ingest
 from crm_assets.streaming.progress import QueryProgress, QueryState, StreamProgress, now_text, write_progress
 from crm_assets.streaming.rebuild import finish_swap
 from crm_assets.streaming.refine import REFINE, RefineStep, start_refine
-from crm_assets.streaming.tables import CheckpointDamaged, create_bronze, live
+from crm_assets.streaming.tables import CheckpointDamaged, live
 from crm_resources.lake_lock import LakeLocked, lake_lock
+from crm_resources.lake_tables import create_table
+from crm_resources.layout import BRONZE
 from crm_resources.settings import Settings, load_settings
 from crm_resources.spark import SparkJarsMissing, end_session, spark_session
 
@@ -185,7 +187,7 @@ class Driver:
     def run(self) -> int:
         """Run until a stop is asked for or `ingest` fails; returns the exit status."""
         self._spark.streams.addListener(make_listener(self._board))
-        create_bronze(self._spark, self._settings)
+        create_table(self._settings, BRONZE)
         ingest = start_ingest(self._spark, self._settings)
         refine = self._start_refine()
         while not self._stop.is_set():
@@ -216,7 +218,7 @@ class Driver:
             if self._step is not None:
                 self._refined_before += self._step.total.read
                 self._step = None
-            self._step = RefineStep(self._spark, self._settings, live(self._settings))
+            self._step = RefineStep(self._settings, live(self._settings))
             return start_refine(self._spark, self._settings, self._step)
         except CheckpointDamaged as error:
             message = str(error)

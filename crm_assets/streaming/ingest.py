@@ -10,9 +10,10 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-from crm_assets.streaming.tables import create_bronze, ingest_checkpoint
+from crm_assets.streaming.tables import ingest_checkpoint
 from crm_resources.contracts import contracts
 from crm_resources.lake import files_of, open_table, read_columns
+from crm_resources.lake_tables import create_table
 from crm_resources.layout import BRONZE, topic_name
 from crm_resources.settings import Settings
 
@@ -57,7 +58,7 @@ def drain_ingest(spark: SparkSession, settings: Settings) -> StreamingQuery:
 
 
 def _writer(spark: SparkSession, settings: Settings) -> DataStreamWriter:
-    create_bronze(spark, settings)
+    create_table(settings, BRONZE)
     spark.sparkContext.setLocalProperty("spark.scheduler.pool", INGEST)
     return (
         _bronze_rows(_kafka_rows(spark, settings), settings)

@@ -89,10 +89,11 @@ def rebuild_silver(settings: Settings, *, swap: bool = True) -> Rebuilt:
 
 def rebuild(spark: SparkSession, settings: Settings, *, swap: bool = True) -> Rebuilt:
     """Rebuild, compare and swap; the caller holds the lock."""
+    finish_swap(settings)
     root = Path(settings.lake_root)
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     beside = Place(f"_rebuild/{name}/", Path(settings.checkpoint_root) / f"refine-{name}")
-    query = drain_refine(spark, settings, RefineStep(spark, settings, beside))
+    query = drain_refine(spark, settings, RefineStep(settings, beside))
     query.awaitTermination()
     error = query.exception()
     if error is not None:

@@ -18,10 +18,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from crm_assets.streaming.history import IDENTITY, Decision, FileIndex, PlacedCoordinates, Verdict, decide, placed_coordinates
-from crm_assets.streaming.tables import Place, bronze_schema, create_bronze, create_refined, generation_of, refined_tables
+from crm_assets.streaming.tables import Place, create_refined, generation_of, refined_tables
 from crm_assets.streaming.transform import DETAIL, OK, RAW, REASON, Limits, Screen, classify
 from crm_resources.contracts import Contract, Reason, contracts
+from crm_resources.contracts.derive_spark import silver_type
 from crm_resources.lake import files_of, open_table, read_columns, read_commit, row_count, unquoted
+from crm_resources.lake_tables import create_table
 from crm_resources.layout import BRONZE, COORDINATES, DEAD_LETTERS, DUPLICATES, SILVER, LakeTable, silver_columns, topic_name
 from crm_resources.settings import Settings
 
@@ -99,16 +101,13 @@ class RefineStep:
     """What the refine query does with each batch. One object per start of the query.
 
     Args:
-        spark: session for tables that have to be made.
         settings: environment and limits.
         place: live tables, or those of a rebuild.
         after_commit: called with the name of a table after a batch's rows are in it; tests crash there.
     """
 
-    def __init__(
-        self, spark: SparkSession, settings: Settings, place: Place, after_commit: Callable[[str], None] = lambda _name: None
-    ) -> None:
-        create_refined(spark, settings, place)
+    def __init__(self, settings: Settings, place: Place, after_commit: Callable[[str], None] = lambda _name: None) -> None:
+        create_refined(settings, place)
         self._settings = settings
         self.place = place
         self._limits = Limits(settings.future_tolerance_seconds)
@@ -192,7 +191,7 @@ class RefineStep:
             raise BooksOpen(
                 f"bronze holds records of {', '.join(unknown)}, for which there is no contract; none of this batch is committed"
             )
-        reader = batch.sparkSession.read.schema(bronze_schema()).option("basePath", self._settings.table_uri(BRONZE.path))
+        reader = batch.sparkSession.read.schema(silver_type(BRONZE.columns)).option("basePath", self._settings.table_uri(BRONZE.path))
         return [(contract, reader.parquet(*by_topic[topic])) for topic, contract in topics.items() if topic in by_topic]
 
     def _place_entity(self, records: DataFrame, contract: Contract) -> _Placed:
@@ -317,7 +316,7 @@ def drain_refine(spark: SparkSession, settings: Settings, step: RefineStep) -> S
 
 
 def _writer(spark: SparkSession, settings: Settings, step: RefineStep) -> DataStreamWriter:
-    create_bronze(spark, settings)
+    create_table(settings, BRONZE)
     _share(spark)
     rows = (
         spark.readStream.format("delta")
@@ -380,10 +379,14 @@ def _decided(rows: pa.Table, decisions: Sequence[Decision]) -> pa.Array:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    # Partition and offset as one number; a partition never holds 2^48 records.
-    wanted = pa.array([(d.kafka_partition << 48) + d.kafka_offset for d in decisions], pa.int64())
-    found = pc.add(pc.shift_left(rows["kafka_partition"].cast(pa.int64()), 48), rows["kafka_offset"])
-    return pc.is_in(found, value_set=wanted)
+    by_partition: dict[int, list[int]] = {}
+    for decision in decisions:
+        by_partition.setdefault(decision.kafka_partition, []).append(decision.kafka_offset)
+    found = pa.array([False] * rows.num_rows)
+    for partition, offsets in by_partition.items():
+        of_it = pc.is_in(rows["kafka_offset"], value_set=pa.array(offsets, pa.int64()))
+        found = pc.or_(found, pc.and_(pc.equal(rows["kafka_partition"], partition), of_it))
+    return found
 
 
 def _with_bytes(records: DataFrame, wanted: pa.Table) -> DataFrame:

@@ -38,6 +38,8 @@ def _type(column: Column) -> pa.DataType:
             return pa.bool_()
         case ColumnType.TIMESTAMP:
             return pa.timestamp("us", tz="UTC")
+        case ColumnType.DATE:
+            return pa.date32()
         case ColumnType.BINARY:
             return pa.binary()
         case ColumnType.DECIMAL:

@@ -71,6 +71,8 @@ def postgres_type(column: Column) -> str:
             return "timestamp with time zone"
         case ColumnType.DECIMAL:
             return f"numeric({column.precision},{column.scale})"
+        case ColumnType.DATE:
+            return "date"
         case ColumnType.BINARY:
             return "bytea"
         case ColumnType.LIST:

@@ -44,6 +44,8 @@ def _typed(column: Column) -> DataType:
             return t.TimestampType()
         case ColumnType.DECIMAL:
             return t.DecimalType(column.precision or 38, column.scale or 0)
+        case ColumnType.DATE:
+            return t.DateType()
         case ColumnType.BINARY:
             return t.BinaryType()
         case ColumnType.LIST:

@@ -16,7 +16,7 @@ from crm_resources.contracts.entities import ENTITIES, Envelope
 
 
 class ColumnType(StrEnum):
-    """Logical types of contract columns; each derivation maps these and nothing else. `BINARY` is bytes as they came, in no contract."""
+    """Logical types of contract columns; each derivation maps these and nothing else. `DATE` and `BINARY` are in no contract."""
 
     STRING = "string"
     INT = "int"
@@ -25,6 +25,7 @@ class ColumnType(StrEnum):
     DECIMAL = "decimal"
     TIMESTAMP = "timestamp"
     LIST = "list"
+    DATE = "date"
     BINARY = "binary"
 
 

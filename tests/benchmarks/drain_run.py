@@ -22,11 +22,12 @@ import typer
 
 from crm_assets.streaming.ingest import start_ingest, topics
 from crm_assets.streaming.refine import RefineStep, start_refine
-from crm_assets.streaming.tables import create_bronze, live
+from crm_assets.streaming.tables import live
 from crm_resources.contracts import contracts
 from crm_resources.contracts.derive_spark import silver_type
 from crm_resources.kafka import consumer, offsets
-from crm_resources.layout import SILVER, silver_columns, topic_name
+from crm_resources.lake_tables import create_table
+from crm_resources.layout import BRONZE, SILVER, silver_columns, topic_name
 from crm_resources.settings import Settings, load_settings
 from crm_resources.spark import spark_conf, spark_session
 
@@ -147,11 +148,11 @@ def drain_ingest(settings: Settings, _history: int) -> tuple[int, float]:
 def drain_both(settings: Settings, history: int, *, with_history: bool = False) -> tuple[int, float]:
     """Both queries at once, through to silver."""
     spark, wanted = spark_session(settings, "bench"), waiting(settings)
-    create_bronze(spark, settings)
-    step = RefineStep(spark, settings, live(settings))
+    create_table(settings, BRONZE)
+    step = RefineStep(settings, live(settings))
     if with_history:
         write_history(spark, settings, history)
-        step = RefineStep(spark, settings, live(settings))
+        step = RefineStep(settings, live(settings))
     ingest = start_ingest(spark, settings)
     refine = start_refine(spark, settings, step)
     _until(refine, lambda: step.total.read >= wanted, also=ingest)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crm_assets.streaming.refine import RefineStep, drain_refine
-from crm_assets.streaming.tables import bronze_schema, create_bronze, live, refined_tables
+from crm_assets.streaming.tables import live, refined_tables
 from crm_resources.contracts import contract_for
+from crm_resources.contracts.derive_spark import silver_type
 from crm_resources.lake import files_of, open_table, read_columns
+from crm_resources.lake_tables import create_table
 from crm_resources.layout import BRONZE, topic_name
 from crm_resources.settings import Settings
 from tests.integration.stream.messages import ARRIVED, Message
@@ -44,19 +46,19 @@ class Lake:
     def frame(self, captured: Sequence[Record]) -> DataFrame:
         """The records as rows of bronze."""
         rows = [(r.partition, r.offset, ARRIVED, ARRIVED, b"key", r.value, self.topic(r.entity), ARRIVED.date()) for r in captured]
-        return self.spark.createDataFrame(rows, bronze_schema())
+        return self.spark.createDataFrame(rows, silver_type(BRONZE.columns))
 
     def topic(self, entity: str) -> str:
         return topic_name(self.settings.env, contract_for(entity).plural)
 
     def capture(self, captured: Sequence[Record]) -> None:
         """Append the records to bronze in one commit."""
-        create_bronze(self.spark, self.settings)
+        create_table(self.settings, BRONZE)
         self.frame(captured).coalesce(1).write.format("delta").mode("append").save(self.settings.table_uri(BRONZE.path))
 
     def refine(self) -> RefineStep:
         """Refine what bronze holds beyond the checkpoint; returns the step with its counts."""
-        step = RefineStep(self.spark, self.settings, live(self.settings))
+        step = RefineStep(self.settings, live(self.settings))
         query = drain_refine(self.spark, self.settings, step)
         query.awaitTermination()
         error = query.exception()

@@ -99,10 +99,10 @@ def test_every_record_has_exactly_one_place(lake: Lake) -> None:
 def test_a_batch_run_again_changes_nothing(lake: Lake) -> None:
     captured = mixed(count=40)
     place = live(lake.settings)
-    RefineStep(lake.spark, lake.settings, place)(lake.frame(captured), 0)
+    RefineStep(lake.settings, place)(lake.frame(captured), 0)
     before = {name: table_version(lake.settings, table.path) for name, table in SILVER.items()}
 
-    RefineStep(lake.spark, lake.settings, place)(lake.frame(captured), 0)
+    RefineStep(lake.settings, place)(lake.frame(captured), 0)
 
     assert {name: table_version(lake.settings, table.path) for name, table in SILVER.items()} == before
     assert lake.places() == lake.coordinates(captured)
@@ -118,8 +118,8 @@ def test_a_crash_between_two_tables_loses_and_doubles_nothing(lake: Lake, crash_
             raise Crash
 
     with pytest.raises(Crash):
-        RefineStep(lake.spark, lake.settings, place, after_commit=crash)(lake.frame(captured), 0)
-    RefineStep(lake.spark, lake.settings, place)(lake.frame(captured), 0)
+        RefineStep(lake.settings, place, after_commit=crash)(lake.frame(captured), 0)
+    RefineStep(lake.settings, place)(lake.frame(captured), 0)
 
     assert lake.places() == lake.coordinates(captured)
 
