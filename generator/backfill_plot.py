@@ -15,7 +15,7 @@ from generator.population_model.season import Season
 def plot_season(season: Season, done: Mapping[date, DayDone], title: str, path: Path) -> Path:
     """Write the picture as PNG.
 
-    Every line is divided by its mean, so that what was sent can be compared with s(t). Orders rise a little over s(t) as the shop's
+    Every line is divided by its mean, so that what was sent can be compared with s(t). Orders rise against s(t) as the shop's
     customers add up; visits do not.
 
     Args:
