@@ -16,7 +16,7 @@ export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help setup up down status logs psql doctor clean demo send replay audit test test-unit test-integration lint contracts \
-	dbt-manifest jars jars-lock bench-drain validate
+	dbt-manifest jars jars-lock bench-drain bench-generator bench-rates validate
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,12 @@ dbt-manifest: $(READY) ## Write the dbt manifest anew, in normalised form
 
 bench-drain: $(READY) ## Measure the way from Kafka to silver (takes a while)
 	@$(PY) -m tests.benchmarks.bench_drain $(ARGS)
+
+bench-generator: $(READY) ## Measure how fast one process makes and sends events, beside plain Faker code and the bare producer
+	@$(PY) -m tests.benchmarks.bench_generator $(ARGS)
+
+bench-rates: $(READY) ## Measure whether scenarios keep their rates, 10 to 10,000 a second, and how late records are (ARGS="--seconds 10")
+	@$(PY) -m tests.benchmarks.bench_rates $(ARGS)
 
 jars: $(READY) ## Fetch the Java libraries of the lock file that are not there yet
 	@$(LOCAL) jars
