@@ -6,23 +6,34 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from crm_resources.lake_lock import LakeLocked
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import Settings
 from generator.backfill import BackfillError, BackfillOutcome, day_done, run_backfill
 from generator.backfill_plot import plot_season
 from generator.backfill_state import FileState, RedisState, StateError, StateStore
+from generator.bronze_path import run_bronze_backfill
 from generator.console import Environment, Timeout, complain, err, errors, out, settings_of
 from generator.interrupt import asked_to_stop
 from generator.population_model.options import PopulationOptions
 from generator.population_model.purchases import BgNbd
 from generator.population_model.shop import PopulationShop
 from generator.population_model.truth import write_truth
+
+
+class Target(StrEnum):
+    """Where the records go."""
+
+    KAFKA = "kafka"
+    BRONZE = "bronze"
+
 
 REDIS_VARIABLE = "CRM_REDIS_URL"
 
@@ -38,6 +49,9 @@ def backfill(
     dropout_at_first: Annotated[
         bool, typer.Option("--dropout-at-first", help="Customers may drop out after their first purchase too (MBG/NBD).")
     ] = False,
+    into: Annotated[
+        Target, typer.Option(help="`kafka`, or `bronze`: past Kafka straight into the lake, while the stream is stopped.")
+    ] = Target.KAFKA,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Write the truth and the plot; send nothing and need no Kafka.")] = False,
     timeout: Timeout = 60,
 ) -> None:
@@ -68,6 +82,8 @@ def backfill(
         )
         if plan_only:
             outcome = _plan(shop)
+        elif into is Target.BRONZE:
+            outcome = _into_bronze(settings, options)
         else:
             out.print(f"if it is stopped, the same command with --end {last} goes on where it was", soft_wrap=True)
             store = _store(settings, shop.run_id)
@@ -77,6 +93,24 @@ def backfill(
             finally:
                 store.close()
         _finish(settings, shop, outcome, started, "backfill-plan" if plan_only else "backfill")
+
+
+def _into_bronze(settings: Settings, options: PopulationOptions) -> BackfillOutcome:
+    """Append to bronze what it lacks of the population; the file of days is kept for the plot, bronze itself knows what it holds."""
+    store = FileState(settings.environment_dir / "backfill-bronze", options.run_id)
+    try:
+        with _progress(options.days) as progress, asked_to_stop() as stop:
+            added = run_bronze_backfill(
+                settings, options, workers=settings.spark_cores, progress=progress, committed=store.finish, stop=stop
+            )
+        outcome = BackfillOutcome(added.days_added, added.rows, added.seconds, added.interrupted, store.done())
+    finally:
+        store.close()
+    if not outcome.interrupted:
+        out.print(
+            "bronze holds every day; start the stream, or run the job `catch_up`, and they are refined like any others", soft_wrap=True
+        )
+    return outcome
 
 
 def _refuse_the_future(last: date, today: date) -> None:
@@ -173,6 +207,6 @@ def _own_errors() -> Iterator[None]:
     """Turn the errors of a backfill's own into a message and an exit code."""
     try:
         yield
-    except (StateError, BackfillError) as error:
+    except (StateError, BackfillError, LakeLocked) as error:
         complain(str(error))
         raise typer.Exit(1) from error

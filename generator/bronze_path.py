@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import cache
@@ -68,7 +68,6 @@ class BronzeOutcome:
     rows: int = 0
     seconds: float = 0.0
     interrupted: bool = False
-    done: dict[date, DayDone] = field(default_factory=dict)
 
     @property
     def rows_per_second(self) -> float:
@@ -96,6 +95,7 @@ def run_bronze_backfill(
     *,
     workers: int,
     progress: Callable[[int, int], None] = lambda _days, _rows: None,
+    committed: Callable[[DayDone], None] = lambda _day: None,
     stop: Callable[[], bool] = lambda: False,
     rows_per_commit: int = ROWS_PER_COMMIT,
 ) -> BronzeOutcome:
@@ -106,6 +106,7 @@ def run_bronze_backfill(
         options: what fixes the population.
         workers: processes that make the days.
         progress: called with the days that are in bronze and the rows this run added.
+        committed: called with each day once it is in bronze.
         stop: asked between two days; what is not committed is made again the next time.
         rows_per_commit: see `ROWS_PER_COMMIT`.
 
@@ -127,8 +128,9 @@ def run_bronze_backfill(
             if sum(d.bronze.num_rows for d in waiting) >= rows_per_commit or made.done.day == days[-1]:
                 run.commit(waiting)
                 outcome.rows += sum(d.bronze.num_rows for d in waiting)
-                outcome.done |= {d.done.day: d.done for d in waiting}
-                outcome.days_added = len(outcome.done)
+                outcome.days_added += len(waiting)
+                for day in waiting:
+                    committed(day.done)
                 waiting = []
                 progress(outcome.days_before + outcome.days_added, outcome.rows)
         outcome.interrupted = outcome.days_before + outcome.days_added < options.days

@@ -156,7 +156,7 @@ def drain_both(settings: Settings, history: int, *, with_history: bool = False) 
     ingest = start_ingest(spark, settings)
     refine = start_refine(spark, settings, step)
     _until(refine, lambda: step.total.read >= wanted, also=ingest)
-    first, last = _span(ingest), _span(refine)
+    first, last = span(ingest), span(refine)
     ingest.stop()
     refine.stop()
     return wanted, last[1] - first[0]
@@ -207,7 +207,7 @@ def drain_quickstart(settings: Settings, _history: int) -> tuple[int, float]:
         error = query.exception()
         if error is not None:
             raise error
-    spans = [_span(q) for q in queries]
+    spans = [span(q) for q in queries]
     return wanted, max(s[1] for s in spans) - min(s[0] for s in spans)
 
 
@@ -257,10 +257,10 @@ def _until(query: StreamingQuery, done: Callable[[], bool], also: StreamingQuery
                 raise error
         time.sleep(0.05)
     time.sleep(1.0)
-    return lambda: _span(query)[1] - _span(query)[0]
+    return lambda: span(query)[1] - span(query)[0]
 
 
-def _span(query: StreamingQuery) -> tuple[float, float]:
+def span(query: StreamingQuery) -> tuple[float, float]:
     """Start of the first trigger that made a batch and end of the last, in seconds since 1970."""
     batches = [p for p in query.recentProgress if "addBatch" in p["durationMs"]]
     begins = [datetime.fromisoformat(str(p["timestamp"])).timestamp() for p in batches]
