@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crm_resources import kafka
 from crm_resources.settings import Settings
 from generator.backfill_state import DayDone, StateStore
 from generator.delivery import deliver
@@ -28,7 +29,7 @@ _LOOK_AGAIN_SECONDS = 1.0
 
 
 class BackfillError(RuntimeError):
-    """Kafka turned records down that are good; the message says how many, of which day."""
+    """A backfill cannot go on: Kafka went away, or turned good records down; the message says what is done and what to do."""
 
 
 @dataclass
@@ -62,7 +63,8 @@ def run_backfill(
         delivery_timeout_seconds: how long a record is tried before it is given up.
 
     Raises:
-        BackfillError: the broker refused records.
+        BackfillError: the broker refused records, or did not answer for a day after others were sent.
+        KafkaUnavailableError: no broker at the start; nothing was sent.
         DeliveryError: Kafka went away; the day in hand is not done.
         StateError: the state cannot be read or written.
     """
@@ -109,6 +111,12 @@ def _send_day(
 
     try:
         sent = deliver(settings, shop.run_id, records_of(table), progress=on_progress, stop=stop, delivery_timeout_seconds=timeout_seconds)
+    except kafka.KafkaUnavailableError as error:
+        store.release(day)
+        if not outcome.done:
+            raise
+        done = f"{len(outcome.done)} of {shop.options.days} days are done and stay so"
+        raise BackfillError(f"{error}\n{done}; run the same command again when Kafka is back.") from error
     except BaseException:
         store.release(day)
         raise

@@ -386,6 +386,15 @@ def test_popular_products_follow_zipfs_law() -> None:
     assert slope == pytest.approx(-1, abs=0.08)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_smallest_shops_work_even_without_a_customer(seed: int, tmp_path: Path) -> None:
+    tiny = PopulationShop(PopulationOptions(end=date(2024, 2, 29), seed=seed, customers=1, days=2, products=1))
+    made = [record for day in tiny.days for record in tiny.records(day)]
+    assert sum(r.entity == "order" and b'"status":"placed"' in (r.value or b"") for r in made) == tiny.orders
+    assert sum(r.entity == "product" for r in made) >= 2
+    assert read_truth(write_truth(tiny, tmp_path)).customers.num_rows == tiny.customers.count
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
