@@ -65,7 +65,7 @@ def synthetic(
         options = ShopOptions(seed=seed, customers=customers, products=products, orders=orders, events=events, days=days)
         shares = DefectShares.usual(duplicates, broken)
         shop = Shop(options, started.replace(microsecond=0))
-        faults = Random(f"{seed}/defects")  # noqa: S311 -- made-up data, not a secret
+        faults = Random(f"{seed}/defects")
         outcomes = []
         if history:
             records = list(with_defects(shop.history(), shares, faults))

@@ -59,7 +59,7 @@ def make_items(count: int, seed: int) -> tuple[Item, ...]:
     fake = Faker("en_GB")
     fake.seed_instance(seed)
     colours = [fake.unique.color_name() for _ in range(100)]
-    random = Random(seed * 2 + 1)  # noqa: S311 -- made-up data, not a secret
+    random = Random(seed * 2 + 1)
     return tuple(
         Item(
             product_id=f"P{number:05d}",
@@ -89,7 +89,7 @@ def make_shoppers(count: int, seed: int, start_us: int, end_us: int) -> tuple[Sh
     fake.seed_instance(seed)
     first = [fake.first_name().lower() for _ in range(200)]
     last = [fake.last_name().lower().replace("'", "").replace(" ", "") for _ in range(200)]
-    random = Random(seed * 2 + 2)  # noqa: S311 -- made-up data, not a secret
+    random = Random(seed * 2 + 2)
     shoppers = []
     for number in range(1, count + 1):
         weight = random.gammavariate(0.6, 1.0) + 0.02

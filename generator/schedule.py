@@ -105,7 +105,7 @@ class Schedule:
         Even arrivals are due whenever the expected number passes a whole one, across the borders of phases. Poisson arrivals are a
         Poisson process of rate 1 in the expected number, which is one of the scenario's rate in time.
         """
-        draw = Random(f"{self.scenario.seed}/arrivals").expovariate  # noqa: S311 -- made-up data, not a secret
+        draw = Random(f"{self.scenario.seed}/arrivals").expovariate
         at = 0.0
         fresh = True
         for piece in self.pieces:

@@ -93,8 +93,8 @@ class Shop:
         self.run_id = run_id or run_id_of(options, now)
         self._end = epoch_microseconds(now)
         self._start = epoch_microseconds(now - timedelta(days=options.days))
-        self._random = Random(options.seed)  # noqa: S311 -- made-up data, not a secret
-        ids = Random(f"{options.seed}/{self.run_id}")  # noqa: S311 -- made-up data, not a secret
+        self._random = Random(options.seed)
+        ids = Random(f"{options.seed}/{self.run_id}")
         self._encoder = Encoder(self.run_id, SOURCE, ids, epoch_milliseconds(now))
         self._tag = _base36(self._end // _SECOND)
         self._orders = 0

@@ -40,8 +40,8 @@ class Traffic:
         self._schedule = schedule
         self._shop = shop
         self._start_us = epoch_microseconds(start)
-        self._random = Random(f"{scenario.seed}/traffic")  # noqa: S311 -- made-up data, not a secret
-        self._faults = Faults(Random(f"{scenario.seed}/defects"))  # noqa: S311 -- made-up data, not a secret
+        self._random = Random(f"{scenario.seed}/traffic")
+        self._faults = Faults(Random(f"{scenario.seed}/defects"))
         self._everybody = _Lane(shop, self._random, shop.shoppers)
         self._hot = _Lane(shop, self._random, shop.shoppers[:1])
 

@@ -40,7 +40,7 @@ def records(count: int, start: datetime, seed: int = 7) -> Iterator[Sent]:
         start: event time of the first (UTC).
         seed: seed of the random choices.
     """
-    chooser = random.Random(seed)  # noqa: S311 -- test data
+    chooser = random.Random(seed)
     recent: deque[Sent] = deque(maxlen=EARLIER // 20)
     plurals = chooser.choices([p for p, _ in MIX], [w for _, w in MIX], k=10_007)
     for n in range(count):

@@ -44,7 +44,7 @@ def audited(stack_services: Stack, environ: dict[str, str]) -> Settings:
     warehouse.prepare(settings)
     shop = Shop(OPTIONS, datetime(2026, 1, 31, tzinfo=UTC))
     shares = DefectShares(0.05, 0.01, 0.01, 0.01, 0.01, 0.001, 0.01, 0.01)
-    deliver(settings, shop.run_id, with_defects(shop.history(), shares, Random(1)))  # noqa: S311 -- made-up data
+    deliver(settings, shop.run_id, with_defects(shop.history(), shares, Random(1)))
     script = (
         "from crm_resources.settings import load_settings as settings\n"
         "from crm_assets.streaming.catch_up import catch_up\n"

@@ -52,7 +52,7 @@ def records(seed: int = 3) -> list[Outgoing]:
     from random import Random
 
     made = Shop(SMALL, datetime(2026, 1, 31, tzinfo=UTC))
-    return list(with_defects(made.history(), DefectShares.usual(0.05, 0.05), Random(seed)))  # noqa: S311 -- made-up data
+    return list(with_defects(made.history(), DefectShares.usual(0.05, 0.05), Random(seed)))
 
 
 def test_the_ledger_is_what_kafka_holds(shop: Settings) -> None:

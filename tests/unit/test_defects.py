@@ -24,7 +24,7 @@ TOLERANCE = timedelta(days=1)
 
 
 def seeded(seed: int) -> Random:
-    return Random(seed)  # noqa: S311 -- made-up data, not a secret
+    return Random(seed)
 
 
 @pytest.fixture(scope="module")

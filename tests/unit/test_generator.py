@@ -25,7 +25,7 @@ from generator.synthetic import Shop, ShopOptions
 
 
 def seeded(seed: int) -> Random:
-    return Random(seed)  # noqa: S311 -- made-up data, not a secret
+    return Random(seed)
 
 
 NOW = datetime(2026, 3, 29, 12, 0, tzinfo=UTC)

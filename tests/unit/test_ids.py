@@ -14,7 +14,7 @@ from generator.ids import derived_uuid, epoch_microseconds, epoch_milliseconds, 
 
 
 def seeded(seed: int) -> Random:
-    return Random(seed)  # noqa: S311 -- made-up data, not a secret
+    return Random(seed)
 
 
 MOMENTS = st.datetimes(datetime(1971, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 -- hypothesis adds the zone

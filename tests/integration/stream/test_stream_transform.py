@@ -33,7 +33,7 @@ def classified(lake: Lake, entity: str, values: list[bytes | None]) -> list[Row]
 @pytest.mark.parametrize("entity", [c.entity for c in contracts()])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_agrees_with_the_model_on_good_and_spoilt_messages(lake: Lake, entity: str, seed: int) -> None:
-    chooser = random.Random(seed)  # noqa: S311 -- test data
+    chooser = random.Random(seed)
     values = [spoil(good_message(entity, chooser), chooser) for _ in range(MESSAGES)]
     values += [change(json.dumps(good_message(entity, chooser)).encode()) for change in BYTE_CHANGES]
     frame = lake.frame(records(entity, values))
@@ -49,7 +49,7 @@ def test_agrees_with_the_model_on_good_and_spoilt_messages(lake: Lake, entity: s
 
 
 def changed(entity: str, /, **fields: object) -> bytes:
-    message = good_message(entity, random.Random(5), ARRIVED - timedelta(hours=1))  # noqa: S311 -- test data
+    message = good_message(entity, random.Random(5), ARRIVED - timedelta(hours=1))
     return json.dumps({k: v for k, v in {**message, **fields}.items() if v != "absent"}).encode()
 
 
@@ -136,7 +136,7 @@ def test_a_good_order_is_typed_exactly(lake: Lake) -> None:
     ],
 )
 def test_odd_but_good_messages_are_accepted(lake: Lake, spell: Callable[[Message], str]) -> None:
-    value = spell(good_message("event", random.Random(3), ARRIVED - timedelta(hours=1))).encode()  # noqa: S311 -- test data
+    value = spell(good_message("event", random.Random(3), ARRIVED - timedelta(hours=1))).encode()
 
     (row,) = classified(lake, "event", [value])
 
