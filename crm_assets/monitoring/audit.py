@@ -13,7 +13,6 @@ Records without a ledger row, because another producer sent them, are counted an
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -99,8 +98,8 @@ def audit(sources: AuditSources, *, cutoff: datetime | None = None, run_id: str 
         )
 
 
-def settle_counts(settings: Settings) -> dict[str, int]:
-    """Row counts that agree once nothing is under way, cheaply: Kafka's offsets, and the statistics of the lake's files."""
+def backlog(settings: Settings) -> str | None:
+    """What is still under way to silver or from there to the warehouse, or None; cheap, by counts alone."""
     from crm_resources import lake, warehouse
     from crm_resources.contracts import contracts
 
@@ -109,12 +108,7 @@ def settle_counts(settings: Settings) -> dict[str, int]:
         loaded = sum(warehouse.count_rows(settings, "raw", c.plural) for c in contracts())
     except warehouse.DatabaseMissing:
         loaded = 0
-    return {"kafka": stream.kafka, "bronze": stream.bronze, "refined": stream.refined, "silver": stream.silver, "warehouse": loaded}
-
-
-def is_settled(counts: Mapping[str, int]) -> bool:
-    """Whether everything Kafka holds went all the way."""
-    return counts["kafka"] == counts["bronze"] == counts["refined"] and counts["silver"] == counts["warehouse"]
+    return None if stream.settled and loaded == stream.silver else f"{stream}, {loaded:,} of {stream.silver:,} accepted rows loaded"
 
 
 def print_result(result: AuditResult, console: Console, environment: str) -> None:
@@ -189,9 +183,9 @@ def main(
     errors = Console(stderr=True)
     try:
         if wait:
-            waiting = Retrying(stop=stop_after_delay(wait), wait=wait_fixed(1), retry=retry_if_result(lambda c: not is_settled(c)))
+            waiting = Retrying(stop=stop_after_delay(wait), wait=wait_fixed(1), retry=retry_if_result(lambda left: left is not None))
             try:
-                waiting(settle_counts, settings)
+                waiting(backlog, settings)
             except RetryError as error:
                 errors.print(f"after {wait:.0f} s still under way: {error.last_attempt.result()}", style="yellow")
         lists = settings.reports_dir / "audit-lists.csv"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from crm_assets.monitoring.audit_marts import compare_marts
 from crm_resources import warehouse
 from crm_resources.settings import Settings
 from deploy.local.stack import Stack
@@ -242,3 +243,48 @@ class TestArrivalOrder:
         append(settings, [profile("late", at(1)), product("late-sku", at(1) + timedelta(days=1), name="Late")])
         refresh(settings, *WITHOUT_TESTS)
         assert one(settings, sql) == (False, False, "Late")
+
+
+@pytest.fixture(scope="module")
+def refreshed(built: Settings) -> Settings:
+    """The marts as the refresh job leaves them: with a note of when they were built."""
+    now = datetime.now(UTC)
+    warehouse.record_refresh(built, started_at=now, finished_at=now, as_of=AS_OF)
+    return built
+
+
+def test_the_audit_agrees_with_every_mart(refreshed: Settings) -> None:
+    found = compare_marts(refreshed)
+    assert found.unavailable == ""
+    assert {c.name: c.rows for c in found.checks} == {c.name: () for c in found.checks}
+    assert len(found.checks) == 6
+    # Foreign currency and later states are in the one sum that compares with what was sent.
+    assert Decimal(found.orders_amount) + Decimal(found.superseded_amount) == Decimal(found.raw_amount)
+
+
+CHANGED_CENTS = [
+    ("daily_sales", "gross_amount", "business_date = '2026-03-01' and customer_known", "2026-03-01/known gross_amount: "),
+    ("daily_sales", "cancelled_amount_booked", "business_date = '2026-03-03'", "2026-03-03/known cancelled_amount_booked: "),
+    ("daily_sales", "total_amount_restated", "business_date = '2026-03-01'", "2026-03-01/known total_amount_restated: "),
+    ("fct_orders", "amount", "order_id = 'euro'", "euro amount: mart 100.0100, expected 100.0000"),
+    ("fct_orders", "restated_amount", "order_id = 'excess'", "excess restated_amount: "),
+    ("fct_order_lines", "amount", "order_id = 'own' and line_number = 2", "own/2 amount: mart 15.0100, expected 15.0000"),
+    ("rfm_scores", "monetary", "customer_key = 'id:stack' and basis = 'restated'", "id:stack/restated monetary: "),
+]
+
+
+@pytest.mark.parametrize(("table", "column", "where", "named"), CHANGED_CENTS, ids=lambda value: value.partition(" ")[0])
+def test_a_changed_cent_in_a_mart_is_named(refreshed: Settings, table: str, column: str, where: str, named: str) -> None:
+    change = f"update marts.{table} set {column} = {column} {{}} 0.01 where {where}"
+    _execute(refreshed, change.format("+"))
+    try:
+        rows = [row for check in compare_marts(refreshed).checks for row in check.rows]
+        assert any(row.startswith(f"{table} {named}") for row in rows), rows
+    finally:
+        _execute(refreshed, change.format("-"))
+
+
+def _execute(settings: Settings, statement: str) -> None:
+    with warehouse.connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        connection.commit()
