@@ -16,7 +16,7 @@ export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help setup up down status logs psql doctor clean demo send replay audit test test-unit test-integration lint contracts \
-	dbt-manifest jars jars-lock bench-drain bench-generator bench-rates validate
+	dbt-manifest jars jars-lock bench-audit bench-drain bench-generator bench-rates validate
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ contracts: $(READY) ## Write anew what is derived from the contracts and the set
 
 dbt-manifest: $(READY) ## Write the dbt manifest anew, in normalised form
 	$(PY) -m crm_assets.warehouse.manifest
+
+bench-audit: $(READY) ## Measure the audit's time and memory on tables made for it (ARGS="--events 50000000")
+	@$(PY) -m tests.benchmarks.bench_audit $(ARGS)
 
 bench-drain: $(READY) ## Measure the way from Kafka to silver (takes a while)
 	@$(PY) -m tests.benchmarks.bench_drain $(ARGS)

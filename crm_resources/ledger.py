@@ -248,6 +248,11 @@ def ledger_files(directory: Path, run_id: str | None = None) -> list[Path]:
     return sorted(files, key=lambda p: (_run_of(p), _number_of(p)))
 
 
+def ledger_runs(directory: Path) -> list[str]:
+    """Runs with a ledger in the folder, as their files spell them."""
+    return sorted({_run_of(path) for path in ledger_files(directory)})
+
+
 def read_ledger(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Batches of one ledger file up to the last whole one.
 

@@ -26,7 +26,7 @@ from crm_assets.monitoring.audit_result import AuditResult, CheckResult, Outcome
 from crm_assets.monitoring.audit_sources import AuditSources, open_sources
 from crm_resources.kafka import KafkaUnavailableError, TopicError
 from crm_resources.lake import LakeError
-from crm_resources.ledger import LedgerError
+from crm_resources.ledger import LedgerError, ledger_dir, ledger_files, ledger_runs
 from crm_resources.report import write_report
 from crm_resources.settings import Settings, load_settings
 from crm_resources.warehouse import WarehouseError
@@ -61,8 +61,12 @@ def run_audit(
     Raises:
         KafkaUnavailableError: Kafka does not answer.
         WarehouseError: PostgreSQL does not answer.
-        LedgerError: a ledger file is none.
+        LedgerError: a ledger file is none, or the run has none.
     """
+    folder = ledger_dir(settings.environment_dir)
+    if run_id is not None and not ledger_files(folder, run_id):
+        known = ", ".join(ledger_runs(folder)) or "none"
+        raise LedgerError(f"no ledger of a run {run_id} in {folder}; runs with a ledger: {known}")
     cutoff = (now or datetime.now(UTC)) - timedelta(seconds=grace_seconds) if grace_seconds > 0 else None
     return audit(open_sources(settings, run_id=run_id, with_kafka=with_kafka), cutoff=cutoff, run_id=run_id, lists=lists)
 

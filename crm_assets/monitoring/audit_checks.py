@@ -221,22 +221,25 @@ class Judge:
         name = "ranges of the ingest batches join and hold as many rows in bronze"
         batches = self.reading.sources.batches
         broken, compared, wrong = 0, 0, []
-        for earlier, later in pairwise(batches):
-            if later.number != earlier.number + 1:
+        for earlier, later in pairwise((None, *batches)):
+            if later is None:
+                continue
+            if earlier is not None and later.number != earlier.number + 1:
                 broken += 1
                 wrong.append(f"batches {earlier.number + 1} to {later.number - 1} are not in the checkpoint")
                 continue
             for (topic, partition), end in sorted(later.ends.items()):
                 span = ranges.get((topic, partition))
-                # A partition that an earlier batch does not know begins with the first record that was captured.
-                begin = earlier.ends.get((topic, partition), span.first if span else end)
+                # What lies before the first batch that is listed, and a partition that is new, begins with bronze's first record.
+                begin = span.first if span else end
+                begin = earlier.ends.get((topic, partition), begin) if earlier is not None else min(begin, end)
                 rows = self.reading.book.count_between(topic, partition, begin, end, Seen.BRONZE)
                 compared += 1
                 if rows != end - begin:
                     broken += 1
                     wrong.append(f"batch {later.number} {topic}[{partition}] {begin}..{end - 1}: {rows} rows in bronze, not {end - begin}")
         detail = f"{broken:,} ranges differ" if broken else f"{compared:,} ranges of {len(batches)} batches"
-        unchecked = "" if len(batches) > 1 else "the checkpoint of the ingest query lists fewer than two batches"
+        unchecked = "" if batches else "there is no checkpoint of the ingest query"
         self._add("I5", name, broken, detail, wrong, unchecked=unchecked)
 
     def _reasons(self) -> None:
