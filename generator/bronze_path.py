@@ -25,9 +25,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import orjson
 
-from crm_resources.contracts.canonical import message_digest
 from crm_resources.lake_lock import lake_lock
 from crm_resources.lake_tables import create_table, table_schema
 from crm_resources.layout import BRONZE, topic_name
@@ -270,7 +268,6 @@ def day_rows(table: pa.Table, run_id: str, env: str, day: date, now: datetime) -
     }
     schema = table_schema(BRONZE).remove_metadata()
     bronze = pa.table([_column(columns[field.name], field.type) for field in schema], schema=schema)
-    values, entities = table["value"].to_pylist(), table["entity"].to_pylist()
     ledger = {
         "run_id": pa.repeat(pa.scalar(run_id), rows),
         "event_id": table["event_id"],
@@ -278,7 +275,7 @@ def day_rows(table: pa.Table, run_id: str, env: str, day: date, now: datetime) -
         "entity_key": table["entity_key"],
         "sequence": table["sequence"],
         "amount": pc.multiply(table["amount_cents"].cast(pa.decimal128(19, 0)), pa.scalar(Decimal("0.01"))),
-        "payload_md5": pa.array([payload_md5(v) for v in values], pa.binary(16)),
+        "payload_md5": pa.array([payload_md5(v) for v in table["value"].to_pylist()], pa.binary(16)),
         "topic": topic,
         "partition": partition,
         "offset": columns["kafka_offset"],
@@ -287,7 +284,7 @@ def day_rows(table: pa.Table, run_id: str, env: str, day: date, now: datetime) -
         "acked_at": moment,
         "defect": pa.nulls(rows, pa.string()),
         "refused": pa.repeat(pa.scalar(value=False), rows),
-        "typed_md5": pa.array([message_digest(e, orjson.loads(v)) for e, v in zip(entities, values, strict=True)], pa.binary(16)),
+        "typed_md5": pa.array([payload_md5(t) for t in table["canonical"].cast(pa.binary()).to_pylist()], pa.binary(16)),
     }
     wanted = ledger_schema()
     return bronze, pa.table([_column(ledger[f.name], f.type) for f in wanted], schema=wanted)
