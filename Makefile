@@ -15,8 +15,8 @@ READY := .venv/.ready
 export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup up down status logs psql doctor clean demo send replay audit test test-unit test-integration lint contracts \
-	dbt-manifest jars jars-lock bench-audit bench-drain bench-generator bench-rates validate
+.PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit test test-unit test-integration lint contracts \
+	dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill judge-population bench-generator bench-rates validate
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,13 @@ replay: $(READY) ## Replay an Online Retail file into its own data set (DATA=fil
 	@test -n "$(DATA)" || { echo "error: name the file: make replay DATA=online_retail.csv.gz" >&2; exit 1; }
 	@$(PY) -m generator replay "$(DATA)" $(if $(SPEED),--speed "$(SPEED)") $(ARGS)
 
+backfill: $(READY) ## A year of customers whose truth is known (ARGS="--customers 2000 --env history --into bronze")
+	@$(PY) -m generator backfill $(ARGS)
+
+scenario: $(READY) ## Run a load scenario (SCENARIO=normal|spike|soak|ladder or a file)
+	@test -n "$(SCENARIO)" || { echo "error: name the scenario: make scenario SCENARIO=spike" >&2; exit 1; }
+	@$(PY) -m generator run "$(SCENARIO)" $(ARGS)
+
 audit: $(READY) ## Check the books of the data set: ledger, bronze, silver, dead letters, warehouse
 	@$(PY) -m crm_assets.monitoring.audit $(ARGS)
 
@@ -100,6 +107,12 @@ bench-audit: $(READY) ## Measure the audit's time and memory on tables made for 
 
 bench-drain: $(READY) ## Measure the way from Kafka to silver (takes a while)
 	@$(PY) -m tests.benchmarks.bench_drain $(ARGS)
+
+bench-backfill: $(READY) ## Measure a year's way into bronze without Kafka, and on to silver
+	@$(PY) -m tests.benchmarks.bench_backfill $(ARGS)
+
+judge-population: $(READY) ## Judge the made-up customers by likelihood against their own truth, with controls that must fail
+	@$(PY) -m tests.statistics.judgement $(ARGS)
 
 bench-generator: $(READY) ## Measure how fast one process makes and sends events, beside plain Faker code and the bare producer
 	@$(PY) -m tests.benchmarks.bench_generator $(ARGS)
