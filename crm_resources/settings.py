@@ -59,6 +59,11 @@ class Settings(BaseSettings):
     driver_memory: str = Field(default="2g", pattern=r"^[0-9]+[mg]$", description="Heap of the Spark driver.")
     spark_cores: int = Field(default=2, ge=1, description="Cores the Spark driver uses.")
 
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="Redis in which several generator processes share the state of a backfill (`redis://…`). Default: a file, one process.",
+    )
+
     @field_validator("business_timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:

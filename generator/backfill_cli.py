@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -33,9 +32,6 @@ class Target(StrEnum):
 
     KAFKA = "kafka"
     BRONZE = "bronze"
-
-
-REDIS_VARIABLE = "CRM_REDIS_URL"
 
 
 def backfill(
@@ -133,9 +129,8 @@ def _plan(shop: PopulationShop) -> BackfillOutcome:
 
 
 def _store(settings: Settings, run_id: str) -> StateStore:
-    url = os.environ.get(REDIS_VARIABLE)
-    if url:
-        return RedisState.connect(url, settings.env, run_id)
+    if settings.redis_url is not None:
+        return RedisState.connect(settings.redis_url.get_secret_value(), settings.env, run_id)
     return FileState(settings.environment_dir / "backfill", run_id)
 
 
