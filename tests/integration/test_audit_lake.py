@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from crm_assets.monitoring.audit import AuditResult, run_audit
 from crm_resources import kafka, lake, warehouse
 from crm_resources.layout import BRONZE, DUPLICATES, SILVER
+from crm_resources.ledger import LedgerError, ledger_dir, ledger_files, ledger_runs, read_ledger
 from crm_resources.settings import REPOSITORY, Settings
 from deploy.local.stack import Stack
 from generator.defects import DefectShares, with_defects
@@ -43,7 +47,7 @@ def audited(stack_services: Stack, environ: dict[str, str]) -> Settings:
     kafka.ensure(settings)
     warehouse.prepare(settings)
     shop = Shop(OPTIONS, datetime(2026, 1, 31, tzinfo=UTC))
-    shares = DefectShares(0.05, 0.01, 0.01, 0.01, 0.01, 0.001, 0.01, 0.01)
+    shares = DefectShares(**{d.value: 0.001 if d in (Defect.OVERSIZED, Defect.DEEP_NESTING) else 0.02 for d in Defect})
     deliver(settings, shop.run_id, with_defects(shop.history(), shares, Random(1)))
     script = (
         "from crm_resources.settings import load_settings as settings\n"
@@ -69,14 +73,16 @@ def test_the_books_of_a_whole_run_close(audited: Settings) -> None:
     assert c.dead_letters > 0
     assert c.duplicates > 0
     assert result.ledger_revenue == result.warehouse_revenue
+    sums = result.checksums
+    assert sums.ledger_typed == sums.silver_typed
+    assert sums.silver_all == sums.warehouse_all
+    assert (c.typed, c.untyped) == (c.silver, 0)
+    assert [x.name for x in result.checks if x.unchecked] == ["revenue in the marts is that of the ledger"]
     assert set(result.dead_letter_reasons) >= {"corrupt_json", "null_value", "conflicting_duplicate"}
 
 
 def test_every_kind_of_defect_was_sent(audited: Settings) -> None:
-    from crm_resources.ledger import ledger_dir, ledger_files, read_ledger
-
-    files = ledger_files(ledger_dir(audited.environment_dir))
-    kinds = {d for f in files for batch in read_ledger(f, ["defect"]) for d in batch.column("defect").to_pylist()}
+    kinds = {row["defect"] for row in ledger_rows(audited, "defect")}
     assert kinds == {None, *(d.value for d in Defect)}
 
 
@@ -84,7 +90,7 @@ def test_the_command_shows_the_verdict_and_leaves_a_report(audited: Settings, en
     command = [sys.executable, "-m", "crm_assets.monitoring.audit", "--wait", "5"]
     done = subprocess.run(command, cwd=REPOSITORY, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "missing 0, duplicated 0, content equal, books closed" in done.stdout
+    assert "missing 0, duplicated 0, content equal, order kept, books closed" in done.stdout
     report = json.loads((audited.reports_dir / "audit.json").read_text())
     assert report["verdict"] == "pass"
     assert report["figures"]["missing_rows"] == report["figures"]["duplicated_rows"] == 0
@@ -117,7 +123,15 @@ def test_a_changed_cent_in_the_warehouse_is_found(audited: Settings) -> None:
     change = "update raw.orders set amount = amount {} 0.01 where event_id = (select min(event_id) from raw.orders)"
     _execute(audited, change.format("+"))
     try:
-        assert broken(run_audit(audited)) == {"revenue in the warehouse is that of the ledger", "order lines add up to their orders"}
+        result = run_audit(audited)
+        assert broken(result) == {
+            "typed content in the warehouse is that of silver",
+            "revenue in the warehouse is that of the ledger",
+            "order lines add up to their orders",
+        }
+        (example,) = next(c.examples for c in result.checks if c.name.startswith("typed content in the warehouse"))
+        assert " amount is " in example
+        assert f"{audited.env}.orders[" in example
     finally:
         _execute(audited, change.format("-"))
     assert run_audit(audited).passed
@@ -182,11 +196,55 @@ def test_one_changed_byte_in_bronze_is_named(audited: Settings) -> None:
     try:
         result = run_audit(audited)
         (check,) = [c for c in result.checks if not c.passed]
-        assert (check.invariant, check.broken) == ("I3", 1)
+        assert (check.invariant, check.broken) == ("I3", 1), result.verdict_text()
         assert ".orders[" in check.examples[0]
     finally:
         path.write_bytes(original)
     assert run_audit(audited).passed
+
+
+def test_a_changed_amount_in_silver_is_named_with_its_field(audited: Settings) -> None:
+    with doctored(audited, "orders", "amount = amount + 0.0001") as event_id:
+        result = run_audit(audited)
+        assert {"typed content in silver is that which was sent", "typed content in the warehouse is that of silver"} == broken(result)
+        (example,) = next(c.examples for c in result.checks if c.name.startswith("typed content in silver"))
+        assert example.startswith(f"{event_id} {audited.env}.orders[")
+        assert " amount is " in example
+    assert run_audit(audited).passed
+
+
+def test_two_records_of_a_key_swapped_in_sequence_are_named(audited: Settings) -> None:
+    from deltalake import write_deltalake
+
+    table = lake.open_table(audited, SILVER["events"].path)
+    assert table is not None
+    version = table.version()
+    rows = table.to_pyarrow_table()
+    plain = {r["event_id"] for r in ledger_rows(audited, "event_id", "defect") if r["defect"] is None}
+    of_key: dict[tuple[str, int], list[int]] = {}
+    for place, row in enumerate(rows.select(["event_id", "entity_key", "kafka_partition"]).to_pylist()):
+        if row["event_id"] in plain:
+            of_key.setdefault((row["entity_key"], row["kafka_partition"]), []).append(place)
+    offsets, sequences = rows["kafka_offset"].to_pylist(), rows["sequence"].to_pylist()
+    first, second = sorted(next(places for places in of_key.values() if len(places) >= 2), key=lambda p: offsets[p])[:2]
+    sequences[first], sequences[second] = sequences[second], sequences[first]
+    swapped = rows.set_column(rows.schema.get_field_index("sequence"), "sequence", [sequences])
+    write_deltalake(table, swapped.cast(rows.schema), mode="overwrite")
+    try:
+        result = run_audit(audited)
+        (example,) = next(c.examples for c in result.checks if c.invariant == "I4")
+        event_id, topic, partition = (rows[name][second].as_py() for name in ("event_id", "kafka_topic", "kafka_partition"))
+        assert example == f"{event_id} {topic}[{partition}]@{offsets[second]}"
+    finally:
+        table.restore(version)
+    assert run_audit(audited).passed
+
+
+def test_a_run_without_a_ledger_is_refused_with_the_runs_there_are(audited: Settings) -> None:
+    (known,) = ledger_runs(ledger_dir(audited.environment_dir))
+    assert run_audit(audited, run_id=known).run_id == known
+    with pytest.raises(LedgerError, match=f"no ledger of a run another in .*; runs with a ledger: {known}"):
+        run_audit(audited, run_id="another")
 
 
 def test_an_unreachable_warehouse_ends_with_2_and_says_what_to_do(audited: Settings, environ: dict[str, str]) -> None:
@@ -202,3 +260,24 @@ def _execute(settings: Settings, statement: str) -> None:
     with warehouse.connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(statement)
         connection.commit()
+
+
+def ledger_rows(settings: Settings, *columns: str) -> list[dict[str, Any]]:
+    files = ledger_files(ledger_dir(settings.environment_dir))
+    return [row for file in files for batch in read_ledger(file, columns) for row in batch.to_pylist()]
+
+
+@contextmanager
+def doctored(settings: Settings, plural: str, change: str) -> Iterator[str]:
+    """One row of a silver table changed in place; gives its event id."""
+    table = lake.open_table(settings, SILVER[plural].path)
+    assert table is not None
+    version = table.version()
+    event_id = table.to_pyarrow_table(columns=["event_id"]).column("event_id")[0].as_py()
+    name, _, expression = change.partition(" = ")
+    # The stream is not running: nobody else writes this table.
+    table.update(updates={name: f"cast({expression} as decimal(18,4))"}, predicate=f"event_id = '{event_id}'")
+    try:
+        yield event_id
+    finally:
+        table.restore(version)
