@@ -26,12 +26,13 @@ from generator.pacing import AsFastAsPossible, Pace
 from generator.records import Defect, Outgoing
 
 if TYPE_CHECKING:
-    from confluent_kafka import KafkaError, Message, Producer
+    from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 _POLL_EVERY = 200
 _LONGEST_WAIT_SECONDS = 0.05
 _SHORTEST_POLL_US = 2_000
 _PROGRESS_EVERY_US = 100_000
+_COLLECT_EVERY = 50_000
 _REMEMBERED = 10_000
 _FOREVER_US = 2**62
 
@@ -121,15 +122,23 @@ def deliver(
         LedgerError: the ledger cannot be written; what it lacks does not count as acked.
         DeliveryError: Kafka went away and records were given up.
     """
+    from confluent_kafka import KafkaException
+
     topics = {plural: topic_name(settings.env, plural) for plural in plurals}
     kafka.require_topics(settings, topics, wait_seconds=wait_seconds)
     producer = kafka.producer(settings, producer_options, delivery_timeout_seconds=delivery_timeout_seconds)
     with LedgerWriter(ledger_folder or ledger_dir(settings.environment_dir), run_id) as ledger:
-        run = _Run(topics, run_id, producer, ledger, pace or AsFastAsPossible(), progress, stop, when_full, meter or Meter())
-        gc.freeze()  # what is there already is not looked through again and again while records come and go
+        run = _Run(
+            topics, run_id, producer, ledger, pace or AsFastAsPossible(), progress, stop, when_full, meter or Meter(), KafkaException
+        )
+        thresholds = gc.get_threshold()
+        # Records come and go without cycles: what is there already is not looked through again, and the rest seldom.
+        gc.freeze()
+        gc.set_threshold(_COLLECT_EVERY, *thresholds[1:])
         try:
             run.send_all(records)
         finally:
+            gc.set_threshold(*thresholds)
             gc.unfreeze()
             # Also when the source of the records failed: what is under way is still acknowledged and written down.
             run.drain(min(10.0, delivery_timeout_seconds) if run.interrupted else delivery_timeout_seconds + 5)
@@ -159,6 +168,7 @@ class _Run:
         stop: Callable[[], bool],
         when_full: WhenFull,
         meter: Meter,
+        kafka_exception: type[KafkaException],
     ) -> None:
         self.producer = producer
         self.ledger = ledger
@@ -175,6 +185,7 @@ class _Run:
         self.unknown = 0
         self.last_error = ""
         self.acked_by_topic: Counter[str] = Counter()
+        self._refusal = kafka_exception
         self._shed_ids: dict[str, None] = {}
         # One rising clock for waiting and for the ledger's times: the wall clock may be set while the run lasts.
         self.clock_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
@@ -188,12 +199,13 @@ class _Run:
 
     def send_all(self, records: Iterable[Outgoing]) -> None:
         """Hand each record over at its time; ends early when asked to, and once records are being given up."""
-        meter, now_us, due_seconds, stop = self.meter, self.now_us, self.pace.due_seconds, self.stop
+        meter, topics, stop = self.meter, self.topics, self.stop
+        due_seconds, produce, handed_over = self.pace.due_seconds, self.producer.produce, meter.handed_over
         for index, record in enumerate(records):
             if self.unknown:
                 break
             due = due_seconds(index, record.event_us)
-            now = now_us()
+            now = time.monotonic_ns() // 1000 + self.clock_us
             intended_us = now if due is None else self.started_us + round(due * 1_000_000)
             meter.position_us = intended_us
             if intended_us > now:
@@ -203,12 +215,22 @@ class _Run:
                 break
             tally = meter.due(record.entity, intended_us)
             self.offered += 1
-            if not self._hand_over(record, intended_us, now, tally):
-                # Asked to stop while there was no room: the record was not given, so its turn does not count.
-                self.offered -= 1
-                tally.offered -= 1
-                self.interrupted = True
-                break
+            if self._shed_ids and self._stands_for_nothing(record):
+                self._shed(record, tally)
+                continue
+            flight = _InFlight(self, record, intended_us, now, tally)
+            try:
+                produce(topics[record.plural], record.value, record.key, on_delivery=flight)
+                handed_over(now - intended_us)
+            except BufferError:
+                if not self._without_room(flight):
+                    # Asked to stop while there was no room: the record was not given, so its turn does not count.
+                    self.offered -= 1
+                    tally.offered -= 1
+                    self.interrupted = True
+                    break
+            except self._refusal as error:
+                self._turned_down(flight, error)
             if index % _POLL_EVERY == 0:
                 self._poll(0)
         if self.progress:
@@ -245,36 +267,39 @@ class _Run:
             lateness_seconds_p99=lateness.p99_seconds,
         )
 
-    def _hand_over(self, record: Outgoing, intended_us: int, now: int, tally: Tally) -> bool:
-        """Give a record to the producer; False, and it was not given, when the run was asked to stop."""
-        topic = self.topics[record.plural]
-        flight = _InFlight(self, record, intended_us, now, tally)
-        if self._shed_ids and record.defect is Defect.CONFLICTING_DUPLICATE and record.event_id in self._shed_ids:
-            self._shed(record, tally)  # without the record it contradicts it would be a good one
+    def _without_room(self, flight: _InFlight) -> bool:
+        """Wait with a record until the producer has room, or shed it; False when asked to stop before there was any."""
+        if self.when_full is WhenFull.SHED:
+            self._poll(0)
+            self._shed(flight.record, flight.tally)
             return True
-        while True:
+        record = flight.record
+        # Back-pressure: the queue is bounded. Records given up by their timeout make room in the end.
+        while not self.stop():
+            self._poll(0.1)
+            flight.sent_us = self.now_us()
             try:
-                self.producer.produce(topic, value=record.value, key=record.key, on_delivery=flight)
+                self.producer.produce(self.topics[record.plural], record.value, record.key, on_delivery=flight)
             except BufferError:
-                # Back-pressure: the queue is bounded. Records given up by their timeout make room in the end.
-                if self.when_full is WhenFull.SHED:
-                    self._poll(0)
-                    self._shed(record, tally)
-                    return True
-                self._poll(0.1)
-                if self.stop():
-                    return False
-                flight.sent_us = self.now_us()
                 continue
-            except Exception as error:
-                if not _is_refused(error):
-                    raise
-                self.refused(flight, topic)
+            except self._refusal as error:
+                self._turned_down(flight, error)
                 return True
-            if self._shed_ids and record.event_id in self._shed_ids:
-                del self._shed_ids[record.event_id]  # a resent record has taken the place of the one that was left out
-            self.meter.handed_over(flight.sent_us - intended_us)
+            self.meter.handed_over(flight.sent_us - flight.intended_us)
             return True
+        return False
+
+    def _stands_for_nothing(self, record: Outgoing) -> bool:
+        """Whether a record refers to one that was shed: a contradiction of it would be a good record itself."""
+        if record.defect is Defect.CONFLICTING_DUPLICATE:
+            return record.event_id in self._shed_ids
+        self._shed_ids.pop(record.event_id, None)  # a resent record takes the place of the one that was left out
+        return False
+
+    def _turned_down(self, flight: _InFlight, error: KafkaException) -> None:
+        if not _is_refusal(error.args[0]):
+            raise error
+        self.refused(flight, self.topics[flight.record.plural])
 
     def _shed(self, record: Outgoing, tally: Tally) -> None:
         self.shed += 1
@@ -359,12 +384,6 @@ class _InFlight:
             acked_us is None,
             record.typed_md5(),
         )
-
-
-def _is_refused(error: Exception) -> bool:
-    from confluent_kafka import KafkaException
-
-    return isinstance(error, KafkaException) and _is_refusal(error.args[0])
 
 
 def _is_refusal(error: KafkaError) -> bool:

@@ -36,7 +36,7 @@ class Outgoing:
     canonical: str | None = None
 
     def typed_md5(self) -> bytes | None:
-        """Typed checksum of the message as it is sent; None where it is meant to become a dead letter."""
+        """Typed checksum of the message as it is sent; None where it is meant to become a dead letter, or follows no contract."""
         if self.defect is None:
             if self.canonical is not None:
                 return md5(self.canonical.encode(), usedforsecurity=False).digest()
@@ -44,4 +44,7 @@ class Outgoing:
             return None
         if self.value is None:
             return None
-        return message_digest(self.entity, orjson.loads(self.value))
+        try:
+            return message_digest(self.entity, orjson.loads(self.value))
+        except (ValueError, TypeError, ArithmeticError, AttributeError, KeyError):
+            return None  # asked for when Kafka has answered: whatever the bytes are, they must get into the ledger

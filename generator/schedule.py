@@ -114,6 +114,10 @@ class Schedule:
                 at, fresh = at + draw(1.0), False
             begin, end = piece.count_before, piece.count_before + piece.count
             start, phase, seconds_at = piece.start_seconds, piece.phase, piece.seconds_at
+            if not poisson and piece.rate_start == piece.rate_end:  # the common case, without a call for each record
+                while at < end:
+                    yield Moment(start + (at - begin) / piece.rate_start, phase)
+                    at += 1.0
             while at < end:
                 yield Moment(start + seconds_at(at - begin), phase)
                 at += draw(1.0) if poisson else 1.0

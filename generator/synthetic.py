@@ -16,7 +16,7 @@ from itertools import accumulate
 from random import Random
 from typing import Any
 
-from generator.encode import Draft, Encoder, pounds, wire_time
+from generator.encode import Draft, Encoder, Piece, Step, pounds, text_piece, wire_time
 from generator.ids import epoch_microseconds, epoch_milliseconds
 from generator.population import Item, Shopper, make_items, make_shoppers
 from generator.records import Outgoing
@@ -30,6 +30,8 @@ _HOUR = 60 * _MINUTE
 _DAY = 24 * _HOUR
 _HOUR_WEIGHTS = (2, 1, 1, 1, 1, 2, 4, 6, 8, 10, 12, 13, 14, 13, 12, 11, 11, 11, 12, 13, 13, 11, 8, 4)
 _CHANNELS = ("web", "web", "app", "mail")
+_WHERE = tuple(text_piece({"channel": channel}) for channel in _CHANNELS)
+_VIEW, _CLICK, _SEARCH, _CART = (text_piece({"event_type": kind}) for kind in ("view", "click", "search", "cart"))
 _ITEMS_OF_A_VISIT = (1, 1, 1, 1, 2, 2, 2, 3, 3, 4)
 _BASE36 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -96,6 +98,8 @@ class Shop:
         self._random = Random(options.seed)
         ids = Random(f"{options.seed}/{self.run_id}")
         self._encoder = Encoder(self.run_id, SOURCE, ids, epoch_milliseconds(now))
+        self.encode_step = self._encoder.encode_step
+        """Makes the record of a browsing step that happens at a time."""
         self._tag = _base36(self._end // _SECOND)
         self._orders = 0
         self._sessions = 0
@@ -163,25 +167,37 @@ class Shop:
         for shopper in self.shoppers:
             yield Draft(self._end, "profile", _profile_fields(shopper, shopper.consent_email, shopper.opted_out))
 
-    def browsing(self, shopper: Shopper) -> list[Draft]:
-        """One visit without a purchase, in order; the times are given when its records leave."""
+    def browsing(self, shopper: Shopper) -> list[Step]:
+        """One visit without a purchase, in order."""
         random = self._random.random
         session = self._session_id()
-        channel = _CHANNELS[int(random() * len(_CHANNELS))]
-        visitor_id, customer = shopper.visitor_id, shopper.customer_id
-        drafts = []
-        item = None
+        where = _WHERE[int(random() * len(_WHERE))]
+        customer_id = shopper.customer_id
+        who = text_piece({"visitor_id": shopper.visitor_id, "customer_id": customer_id, "session_id": session})
+        steps = []
+        pages, searching = self._pages
+        weights = self._item_weights
+        most, last = weights[-1], len(weights) - 1
+        place = 0
         for _ in range(_ITEMS_OF_A_VISIT[int(random() * len(_ITEMS_OF_A_VISIT))]):
-            item = self._pick_item()
+            place = bisect(weights, random() * most, 0, last)
             drawn = random()
             if drawn < 0.92:
-                kind, page = "view" if drawn < 0.8 else "click", f"/p/{item.product_id}"
-                drafts.append(_event_draft(self._end, kind, visitor_id, customer, session, item, page, channel))
+                steps.append(Step(customer_id, _VIEW if drawn < 0.8 else _CLICK, who, pages[place][0], where))
             else:
-                drafts.append(_event_draft(self._end, "search", visitor_id, customer, session, None, "/search", channel))
+                steps.append(Step(customer_id, _SEARCH, who, searching, where))
         if random() < 0.25:
-            drafts.append(_event_draft(self._end, "cart", visitor_id, customer, session, item, "/cart", channel))
-        return drafts
+            steps.append(Step(customer_id, _CART, who, pages[place][1], where))
+        return steps
+
+    @cached_property
+    def _pages(self) -> tuple[list[tuple[Piece, Piece]], Piece]:
+        """What an event says of each product, on its page and in the cart, and of none."""
+
+        def about(product_id: str | None, page: str) -> Piece:
+            return text_piece({"product_id": product_id, "order_id": None, "page": page})
+
+        return [(about(i.product_id, f"/p/{i.product_id}"), about(i.product_id, "/cart")) for i in self.items], about(None, "/search")
 
     def purchase(self, shopper: Shopper, *, with_session: bool) -> tuple[list[Draft], list[Draft]]:
         """A session that ends with a purchase, or none, and the states of its order; the times are given when they leave."""
@@ -330,10 +346,6 @@ class Shop:
         for item in self._random.choices(self.items, cum_weights=self._item_weights, k=count):
             picked.setdefault(item.product_id, item)
         return list(picked.values())
-
-    def _pick_item(self) -> Item:
-        weights = self._item_weights
-        return self.items[bisect(weights, self._random.random() * weights[-1], 0, len(weights) - 1)]
 
     @cached_property
     def _item_weights(self) -> list[float]:

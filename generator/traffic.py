@@ -13,7 +13,7 @@ from datetime import datetime
 from random import Random
 
 from generator.defects import Faults
-from generator.encode import Draft
+from generator.encode import Draft, Step
 from generator.ids import epoch_microseconds
 from generator.population import Shopper
 from generator.records import Outgoing
@@ -39,6 +39,7 @@ class Traffic:
         self._scenario = scenario
         self._schedule = schedule
         self._shop = shop
+        self._encode_step = shop.encode_step
         self._start_us = epoch_microseconds(start)
         self._random = Random(f"{scenario.seed}/traffic")
         self._faults = Faults(Random(f"{scenario.seed}/defects"))
@@ -58,12 +59,12 @@ class Traffic:
         mixes = [_bounds(self._scenario.mix_of(p)) for p in phases]
         tick_us = self._scenario.clock_speed_up * 1_000_000
         faults = self._faults
-        for moment in self._schedule.moments():
+        start_us, good, pass_on = self._start_us, self._good, faults.pass_on
+        for due_seconds, phase in self._schedule.moments():
             record = faults.due()
-            phase = moment.phase
             while record is None:  # a record that is held back leaves its moment to the next
-                at_us = self._start_us + round(moment.due_seconds * tick_us)
-                record = faults.pass_on(self._good(mixes[phase], hot[phase], at_us), shares[phase])
+                at_us = start_us + round(due_seconds * tick_us)
+                record = pass_on(good(mixes[phase], hot[phase], at_us), shares[phase])
             yield record
 
     def _good(self, mix: tuple[float, float, float], hot_share: float, at_us: int) -> Outgoing:
@@ -73,11 +74,9 @@ class Traffic:
             return self._shop.encode(self._shop.product_update(), at_us)
         lane = self._hot if hot_share and self._random.random() < hot_share else self._everybody
         if drawn < events:
-            draft = lane.event(with_purchases=orders > events)
-        elif drawn < orders:
-            draft = lane.order()
-        else:
-            draft = self._shop.profile_update(lane.shopper())
+            step = lane.event(orders > events)
+            return self._encode_step(step, at_us) if isinstance(step, Step) else self._shop.encode(step, at_us)
+        draft = lane.order() if drawn < orders else self._shop.profile_update(lane.shopper())
         return self._shop.encode(draft, at_us)
 
 
@@ -88,7 +87,7 @@ class _Lane:
         self._shop = shop
         self._random = random
         self._shoppers = shoppers
-        self._visits: list[list[Draft]] = []
+        self._visits: list[list[Draft] | list[Step]] = []
         self._ordering: dict[int, list[Draft]] = {}
         self._orders: deque[Draft] = deque()
 
@@ -96,7 +95,7 @@ class _Lane:
         """Somebody of the lane."""
         return self._shoppers[int(self._random.random() * len(self._shoppers))]
 
-    def event(self, *, with_purchases: bool) -> Draft:
+    def event(self, with_purchases: bool) -> Draft | Step:
         """The next step of a visit under way; the order of a session that ends with a purchase comes after its last step."""
         visits = self._visits
         if len(visits) < _OPEN_VISITS:
@@ -116,7 +115,7 @@ class _Lane:
             self._orders.extend(self._shop.purchase(self.shopper(), with_session=False)[1])
         return self._orders.popleft()
 
-    def _visit(self, with_purchases: bool) -> list[Draft]:
+    def _visit(self, with_purchases: bool) -> list[Draft] | list[Step]:
         """Steps of a visit, the last one first."""
         if with_purchases and len(self._orders) + 2 * len(self._ordering) < _ORDERS_AHEAD and self._random.random() < 0.1:
             session, orders = self._shop.purchase(self.shopper(), with_session=True)

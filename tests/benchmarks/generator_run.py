@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -42,7 +43,11 @@ class Mode(StrEnum):
     """The same bytes, encoded before: produced, without callbacks and ledger. What the producer and the broker can do at all."""
 
     FAKER = "faker"
-    """An event as plain code makes it: Faker for each field, `json.dumps`, produce, with a callback that counts; no ledger."""
+    """An event as plain code makes it: the shopper, the product and the visit made up by Faker each time, `json.dumps`, produce, with a
+    callback that counts; no ledger."""
+
+    FAKER_SHORT = "faker_short"
+    """The same with nothing but the fields of our own events: no shopper's name or address, no product's name, no browser."""
 
 
 @dataclass(frozen=True)
@@ -113,40 +118,58 @@ def _raw(settings: Settings, events: int) -> Callable[[], None]:
     return send
 
 
-def _faker(settings: Settings, events: int) -> Callable[[], None]:
+def _faker(settings: Settings, events: int, *, short: bool = False) -> Callable[[], None]:
     from faker import Faker
 
     fake = Faker("en_GB")
     topic = topic_name(settings.env, "events")
+    producer = kafka.producer(settings)
+    producer.list_topics(topic, timeout=20)
     acked = 0
 
     def count(error: object, _message: object) -> None:
         nonlocal acked
         acked += error is None
 
+    def visit(number: int) -> dict[str, Any]:
+        customer = f"C{fake.random_int(1, CUSTOMERS):06d}"
+        return {
+            "event_id": fake.uuid4(),
+            "entity": "event",
+            "entity_key": customer,
+            "sequence": number,
+            "schema_version": 1,
+            "event_time": fake.date_time_this_year(tzinfo=UTC).isoformat(),
+            "source": "faker",
+            "run_id": "bench",
+            "event_type": fake.random_element(("view", "click", "search", "cart")),
+            "visitor_id": fake.user_name(),
+            "customer_id": customer,
+            "session_id": fake.uuid4(),
+            "product_id": f"P{fake.random_int(1, PRODUCTS):05d}",
+            "order_id": None,
+            "page": fake.uri_path(),
+            "channel": fake.random_element(("web", "app", "mail")),
+        }
+
+    def shopper_and_product() -> dict[str, Any]:
+        return {
+            "name": fake.name(),
+            "email": fake.email(),
+            "phone": fake.phone_number(),
+            "address": fake.address(),
+            "country": fake.country(),
+            "ip": fake.ipv4(),
+            "user_agent": fake.user_agent(),
+            "product": fake.catch_phrase(),
+            "price": str(fake.pydecimal(left_digits=3, right_digits=2, positive=True)),
+            "comment": fake.sentence(),
+        }
+
     def send() -> None:
-        producer = kafka.producer(settings)
         for number in range(events):
-            customer = f"C{fake.random_int(1, CUSTOMERS):06d}"
-            event = {
-                "event_id": fake.uuid4(),
-                "entity": "event",
-                "entity_key": customer,
-                "sequence": number,
-                "schema_version": 1,
-                "event_time": fake.date_time_this_year(tzinfo=UTC).isoformat(),
-                "source": "faker",
-                "run_id": "bench",
-                "event_type": fake.random_element(("view", "click", "search", "cart")),
-                "visitor_id": fake.user_name(),
-                "customer_id": customer,
-                "session_id": fake.uuid4(),
-                "product_id": f"P{fake.random_int(1, PRODUCTS):05d}",
-                "order_id": None,
-                "page": fake.uri_path(),
-                "channel": fake.random_element(("web", "app", "mail")),
-            }
-            producer.produce(topic, json.dumps(event).encode(), customer.encode(), on_delivery=count)
+            event = visit(number) if short else visit(number) | shopper_and_product()
+            producer.produce(topic, json.dumps(event).encode(), event["entity_key"].encode(), on_delivery=count)
             producer.poll(0)
         assert producer.flush(60) == 0
         assert acked == events
@@ -159,6 +182,7 @@ _MODES: dict[Mode, Callable[[Settings, int], Callable[[], None]]] = {
     Mode.DELIVERY: _delivery,
     Mode.RAW: _raw,
     Mode.FAKER: _faker,
+    Mode.FAKER_SHORT: partial(_faker, short=True),
 }
 
 if __name__ == "__main__":
