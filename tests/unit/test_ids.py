@@ -10,7 +10,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from generator.ids import derived_uuid, epoch_microseconds, epoch_milliseconds, uuid7
+from generator.ids import Uuid7s, derived_uuid, epoch_microseconds, epoch_milliseconds, uuid7
 
 
 def seeded(seed: int) -> Random:
@@ -30,6 +30,23 @@ def test_a_seeded_id_is_a_uuid7_of_its_time(moment: datetime, seed: int) -> None
     assert parsed.int >> 80 == milliseconds
     assert text == uuid7(milliseconds, seeded(seed))
     assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text)
+
+
+@given(st.lists(MOMENTS, min_size=1, max_size=5), st.integers())
+def test_ids_drawn_in_blocks_are_uuid7s_of_their_times_too(moments: list[datetime], seed: int) -> None:
+    times = [epoch_milliseconds(m) for m in moments] * 3
+    ids, again = Uuid7s(seeded(seed)), Uuid7s(seeded(seed))
+    drawn = [ids.at(t) for t in times]
+    assert drawn == [again.at(t) for t in times]
+    for milliseconds, text in zip(times, drawn, strict=True):
+        parsed = uuid.UUID(text)
+        assert (parsed.version, parsed.variant, parsed.int >> 80) == (7, uuid.RFC_4122, milliseconds)
+        assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text)
+
+
+def test_ids_of_one_moment_differ_across_blocks() -> None:
+    ids = Uuid7s(seeded(1))
+    assert len({ids.at(1_700_000_000_000) for _ in range(5_000)}) == 5_000
 
 
 @given(MOMENTS, MOMENTS, st.text(), st.text())
