@@ -26,7 +26,6 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from crm_resources.contracts.derive_postgres import RAW_SCHEMA
-from crm_resources.contracts.entities import Envelope
 from crm_resources.contracts.model import ChildTable, Column, ColumnType, Contract, contract_for
 
 if TYPE_CHECKING:
@@ -53,38 +52,12 @@ def message_text(entity: str, message: Message) -> str:
     Raises:
         ValueError, TypeError, ArithmeticError: the message does not follow the contract.
     """
-    get = message.get
-    return ",".join([write(get(name)) for name, write in _writers(entity)])
+    return _text(message, _writers(entity))
 
 
 def message_tokens(entity: str, message: Message) -> dict[str, str]:
     """Canonical text of each field of a message; see `message_text`."""
-    return {name: write(message.get(name)) for name, write in _writers(entity)}
-
-
-def own_text(entity: str, fields: Message) -> str:
-    """The part of a message's canonical text that follows the envelope.
-
-    After the texts of the envelope's fields and a comma it completes `message_text`; a producer that knows the envelope saves most
-    of the work.
-
-    Args:
-        entity: contract the message follows.
-        fields: the entity's own fields, as in `message_text`.
-
-    Raises:
-        ValueError, TypeError, ArithmeticError: the fields do not follow the contract.
-    """
-    get = fields.get
-    texts = _own_texts(entity)
-    if texts is not None:  # the common case, browsing events, without a call for each field
-        return ",".join([NULL if (value := get(name)) is None else f"{len(value)}:{value}" for name in texts])
-    return ",".join([write(get(name)) for name, write in _own_writers(entity)])
-
-
-def string_text(value: str) -> str:
-    """Canonical text of a string."""
-    return f"{len(value)}:{value}"
+    return {name: _text(message, [(name, write)]) for name, write in _writers(entity)}
 
 
 def message_digest(entity: str, message: Message) -> bytes:
@@ -93,59 +66,35 @@ def message_digest(entity: str, message: Message) -> bytes:
 
 
 _Writer = Callable[[Any], str]
+"""Text of a value that is not null."""
 
 
 @cache
-def _writers(entity: str) -> list[tuple[str, _Writer]]:
+def _writers(entity: str) -> list[tuple[str, _Writer | None]]:
     return [(c.name, _writer(c)) for c in contract_for(entity).columns]
 
 
-@cache
-def _own_writers(entity: str) -> list[tuple[str, _Writer]]:
-    return _writers(entity)[len(Envelope.model_fields) :]
-
-
-@cache
-def _own_texts(entity: str) -> tuple[str, ...] | None:
-    """The entity's own fields when all of them are texts, else None."""
-    own = contract_for(entity).columns[len(Envelope.model_fields) :]
-    return tuple(c.name for c in own) if all(c.type is ColumnType.STRING for c in own) else None
-
-
-def _writer(column: Column) -> _Writer:
+def _writer(column: Column) -> _Writer | None:
+    """How values of a column are written; None for strings."""
     match column.type:
         case ColumnType.STRING:
-            return _string
+            return None
         case ColumnType.INT | ColumnType.LONG:
-            return _number
+            return str
         case ColumnType.BOOLEAN:
-            return _boolean
+            return lambda value: "true" if value else "false"
         case ColumnType.TIMESTAMP:
             return _time
         case ColumnType.DECIMAL:
             scale = column.scale or 0
-            return lambda value: NULL if value is None else _money(value, scale)
+            return lambda value: _money(value, scale)
         case ColumnType.LIST:
             return _list_writer(column)
         case _:
             raise TypeError(f"{column.name}: {column.type} has no canonical text")
 
 
-def _string(value: str | None) -> str:
-    return NULL if value is None else f"{len(value)}:{value}"
-
-
-def _number(value: int | None) -> str:
-    return NULL if value is None else str(value)
-
-
-def _boolean(value: bool | None) -> str:
-    return NULL if value is None else "true" if value else "false"
-
-
-def _time(value: str | datetime | None) -> str:
-    if value is None:
-        return NULL
+def _time(value: str | datetime) -> str:
     if isinstance(value, str):
         if len(value) == _UTC_TEXT_LENGTH and value[-1] == "Z":
             return value
@@ -167,10 +116,17 @@ def _list_writer(column: Column) -> _Writer:
         keys = [item[key] for item in items]
         if keys != sorted(keys):
             items = sorted(items, key=itemgetter(key))
-        texts = [",".join([w(item.get(name)) for name, w in fields]) for item in items]
-        return f"{len(items)}[{';'.join(texts)}]"
+        return f"{len(items)}[{';'.join([_text(item, fields) for item in items])}]"
 
     return write
+
+
+def _text(message: Message, fields: list[tuple[str, _Writer | None]]) -> str:
+    get = message.get
+    # Strings, which most fields are, are written here: a call for each would take as long as all the rest.
+    return ",".join(
+        [NULL if (value := get(name)) is None else f"{len(value)}:{value}" if write is None else write(value) for name, write in fields]
+    )
 
 
 # -- from the columns of silver --------------------------------------------------------------------------------------------

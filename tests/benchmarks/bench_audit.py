@@ -8,6 +8,7 @@ runs in a process of its own, on two sizes, so that the growth of memory with th
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,7 @@ def main(
             f"events{suffix}": size,
             f"write_seconds{suffix}": written["seconds"],
             f"audit_seconds{suffix}": audited["seconds"],
+            f"audit_cpu_seconds{suffix}": audited["cpu_seconds"],
             f"audited_events_per_s{suffix}": round(size / audited["seconds"]),
             f"peak_rss_mib{suffix}": audited["peak_rss_mib"],
         }
@@ -115,7 +117,12 @@ def _audit(settings: Settings) -> dict[str, float]:
     result = audit(sources)
     if not result.passed:
         raise SystemExit(result.verdict_text())
-    return {"seconds": round(time.monotonic() - begun, 1), "peak_rss_mib": _peak_rss_mib()}
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": round(time.monotonic() - begun, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_rss_mib": _peak_rss_mib(),
+    }
 
 
 def _handed_over(settings: Settings, plural: str) -> Iterator[pa.RecordBatch]:
