@@ -367,22 +367,26 @@ class _InFlight:
         """The record's row in the ledger; one that was not acknowledged counts as refused."""
         record = self.record
         defect = record.defect
-        return LedgerRow(  # by place, since this is done for every record: see the names there
-            record.event_id,
-            record.entity,
-            record.entity_key,
-            record.sequence,
-            record.amount,
-            payload_md5(record.value),
-            topic,
-            partition,
-            offset,
-            self.intended_us,
-            self.sent_us,
-            acked_us,
-            None if defect is None else defect.value,
-            acked_us is None,
-            record.typed_md5(),
+        # By place and past the constructor, since this is done for every record; `LedgerRow` names the places.
+        return tuple.__new__(
+            LedgerRow,
+            (
+                record.event_id,
+                record.entity,
+                record.entity_key,
+                record.sequence,
+                record.amount,
+                payload_md5(record.value),
+                topic,
+                partition,
+                offset,
+                self.intended_us,
+                self.sent_us,
+                acked_us,
+                None if defect is None else defect.value,
+                acked_us is None,
+                record.typed_md5(),
+            ),
         )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from functools import lru_cache
 from random import Random
 from typing import Any, NamedTuple
 
@@ -42,7 +41,7 @@ class Piece(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A browsing event in pieces that are made once and used again: by whom, what was done, to what, where.
+    """A browsing event in pieces that are made once and used again: what was done, by whom, to what and where.
 
     The fast way of a `Draft`; the record is the same.
     """
@@ -51,7 +50,11 @@ class Step(NamedTuple):
     what: Piece
     who: Piece
     about: Piece
-    where: Piece
+
+
+def joined(first: Piece, second: Piece) -> Piece:
+    """Two neighbouring pieces as one."""
+    return Piece(f"{first.wire},{second.wire}", f"{first.canonical},{second.canonical}")
 
 
 def text_piece(fields: Mapping[str, str | None]) -> Piece:
@@ -75,6 +78,8 @@ class Encoder:
         self._ids = Uuid7s(random)
         self._first = first_sequence
         self._keys: dict[str, dict[str, _Key]] = {entity: {} for entity in ENTITY_KEY_FIELDS}
+        self._second = -1
+        self._second_text = ""
         self._event_keys = self._keys["event"]
         self._tail = f'"source":{_quoted(source)},"run_id":{_quoted(run_id)},'
         self._canonical_tail = f"{string_text(source)},{string_text(run_id)},"
@@ -105,10 +110,9 @@ class Encoder:
             step: what happened.
             at_us: when, in microseconds since 1970 UTC.
         """
-        customer_id, what, who, about, where = step
+        customer_id, what, who, about = step
         key = self._event_keys.get(customer_id) or self._key("event", customer_id)
-        wire = f"{what[0]},{who[0]},{about[0]},{where[0]}"
-        return self._record(key, key.kafka_key, wire, f"{what[1]},{who[1]},{about[1]},{where[1]}", at_us, None)
+        return self._record(key, key.kafka_key, f"{what[0]},{who[0]},{about[0]}", f"{what[1]},{who[1]},{about[1]}", at_us, None)
 
     def _key(self, entity: str, entity_key: str) -> _Key:
         keys = self._keys[entity]
@@ -121,7 +125,10 @@ class Encoder:
         """The record of a key with its own fields, as JSON and as canonical text; the envelope is the same but for three values."""
         key.sequence = sequence = key.sequence + 1
         event_id = self._ids.at(at_us // 1000)
-        time = wire_time(at_us)
+        second, rest = divmod(at_us, 1_000_000)
+        if second != self._second:
+            self._second, self._second_text = second, wire_time(at_us)[:19]
+        time = f"{self._second_text}.{rest:06d}Z"
         wire = f'{{"event_id":"{event_id}",{key.text}{sequence},"schema_version":{SCHEMA_VERSION},"event_time":"{time}",{self._tail}{own}}}'
         return Outgoing(
             key.plural,
@@ -174,13 +181,7 @@ def first_set(fields: Mapping[str, Any], names: tuple[str, ...]) -> str:
 def wire_time(microseconds: int) -> str:
     """A time as the contracts spell it, e.g. `2011-12-09T12:50:00.000000Z`."""
     second, rest = divmod(microseconds, 1_000_000)
-    return f"{_wire_second(second)}.{rest:06d}Z"
-
-
-@lru_cache(maxsize=4096)
-def _wire_second(seconds: int) -> str:
-    """The part of a time down to the second, which many records share."""
-    return (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
+    return f"{(_EPOCH + timedelta(seconds=second)).isoformat()[:19]}.{rest:06d}Z"
 
 
 def pounds(pence: int) -> str:

@@ -16,7 +16,7 @@ from itertools import accumulate
 from random import Random
 from typing import Any
 
-from generator.encode import Draft, Encoder, Piece, Step, pounds, text_piece, wire_time
+from generator.encode import Draft, Encoder, Piece, Step, joined, pounds, text_piece, wire_time
 from generator.ids import epoch_microseconds, epoch_milliseconds
 from generator.population import Item, Shopper, make_items, make_shoppers
 from generator.records import Outgoing
@@ -30,7 +30,6 @@ _HOUR = 60 * _MINUTE
 _DAY = 24 * _HOUR
 _HOUR_WEIGHTS = (2, 1, 1, 1, 1, 2, 4, 6, 8, 10, 12, 13, 14, 13, 12, 11, 11, 11, 12, 13, 13, 11, 8, 4)
 _CHANNELS = ("web", "web", "app", "mail")
-_WHERE = tuple(text_piece({"channel": channel}) for channel in _CHANNELS)
 _VIEW, _CLICK, _SEARCH, _CART = (text_piece({"event_type": kind}) for kind in ("view", "click", "search", "cart"))
 _ITEMS_OF_A_VISIT = (1, 1, 1, 1, 2, 2, 2, 3, 3, 4)
 _BASE36 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -103,6 +102,7 @@ class Shop:
         self._tag = _base36(self._end // _SECOND)
         self._orders = 0
         self._sessions = 0
+        self._visitors: dict[str, Piece] = {}
         self._guests = 0
 
     @cached_property
@@ -170,12 +170,14 @@ class Shop:
     def browsing(self, shopper: Shopper) -> list[Step]:
         """One visit without a purchase, in order."""
         random = self._random.random
-        session = self._session_id()
-        where = _WHERE[int(random() * len(_WHERE))]
         customer_id = shopper.customer_id
-        who = text_piece({"visitor_id": shopper.visitor_id, "customer_id": customer_id, "session_id": session})
+        known = self._visitors.get(customer_id)
+        if known is None:
+            known = self._visitors[customer_id] = text_piece({"visitor_id": shopper.visitor_id, "customer_id": customer_id})
+        session = self._session_id()
+        who = Piece(f'{known.wire},"session_id":"{session}"', f"{known.canonical},{len(session)}:{session}")
         steps = []
-        pages, searching = self._pages
+        pages, searching = self._pages[int(random() * len(_CHANNELS))]
         weights = self._item_weights
         most, last = weights[-1], len(weights) - 1
         place = 0
@@ -183,21 +185,27 @@ class Shop:
             place = bisect(weights, random() * most, 0, last)
             drawn = random()
             if drawn < 0.92:
-                steps.append(Step(customer_id, _VIEW if drawn < 0.8 else _CLICK, who, pages[place][0], where))
+                steps.append(Step(customer_id, _VIEW if drawn < 0.8 else _CLICK, who, pages[place][0]))
             else:
-                steps.append(Step(customer_id, _SEARCH, who, searching, where))
+                steps.append(Step(customer_id, _SEARCH, who, searching))
         if random() < 0.25:
-            steps.append(Step(customer_id, _CART, who, pages[place][1], where))
+            steps.append(Step(customer_id, _CART, who, pages[place][1]))
         return steps
 
     @cached_property
-    def _pages(self) -> tuple[list[tuple[Piece, Piece]], Piece]:
-        """What an event says of each product, on its page and in the cart, and of none."""
+    def _pages(self) -> list[tuple[list[tuple[Piece, Piece]], Piece]]:
+        """For each channel: what an event says of each product, on its page and in the cart, and of none."""
 
-        def about(product_id: str | None, page: str) -> Piece:
-            return text_piece({"product_id": product_id, "order_id": None, "page": page})
+        def about(product_id: str | None, page: str, channel: str) -> Piece:
+            return joined(text_piece({"product_id": product_id, "order_id": None, "page": page}), text_piece({"channel": channel}))
 
-        return [(about(i.product_id, f"/p/{i.product_id}"), about(i.product_id, "/cart")) for i in self.items], about(None, "/search")
+        return [
+            (
+                [(about(i.product_id, f"/p/{i.product_id}", c), about(i.product_id, "/cart", c)) for i in self.items],
+                about(None, "/search", c),
+            )
+            for c in _CHANNELS
+        ]
 
     def purchase(self, shopper: Shopper, *, with_session: bool) -> tuple[list[Draft], list[Draft]]:
         """A session that ends with a purchase, or none, and the states of its order; the times are given when they leave."""
