@@ -94,10 +94,11 @@ class CoordinateBook:
             chunk = chunks.get(number)
             if chunk is None:
                 chunk = chunks[number] = np.zeros(CHUNK, np.uint16)
-            again = places[(chunk[places] & bit) != 0]
-            chunk[places] |= bit
-            if len(places) > 1 and not (places[1:] > places[:-1]).all():
-                ordered = np.sort(places)
+            known = (chunk[places] & bit) != 0
+            again, fresh = places[known], places[~known]
+            chunk[fresh] |= bit
+            if len(fresh) > 1 and not (fresh[1:] > fresh[:-1]).all():
+                ordered = np.sort(fresh)
                 again = np.concatenate((again, ordered[1:][ordered[1:] == ordered[:-1]]))
             if len(again):
                 self.twice[seen] += len(again)
