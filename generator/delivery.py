@@ -323,6 +323,7 @@ class _Run:
                 time.sleep(left / 1_000_000)  # the producer's own wait counts in whole milliseconds
             else:
                 self._poll(min(left / 1_000_000, _LONGEST_WAIT_SECONDS))
+        self.meter.tick(now)  # the record belongs to the second that has just begun
         return now
 
     def _poll(self, seconds: float) -> None:

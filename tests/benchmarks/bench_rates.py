@@ -6,12 +6,14 @@ lateness, writes `.crm/reports/bench-rates.json`, and ends with 1 when an achiev
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from crm_resources.kafka import client_log
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import load_settings
 from generator.meter import Second
@@ -31,6 +33,7 @@ def main(
 ) -> None:
     """Measure the rates that are achieved."""
     started = datetime.now(UTC)
+    client_log.setLevel(logging.CRITICAL)
     wanted = [float(r) for r in rates.split(",")]
     phases = tuple(Phase(name=f"{rate:g} per s", duration=seconds, rate=rate) for rate in wanted)
     mix = Mix(events=0.93, orders=0.04, products=0.005, profiles=0.025)
