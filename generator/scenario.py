@@ -237,13 +237,15 @@ class LiveScenario(_Part):
 
 
 class BackfillScenario(_Part):
-    """A history that is made in one go, as fast as it can be."""
+    """A history that is made in one go, as fast as it can be; `visits` without a purchase per customer and year."""
 
     kind: Literal["backfill"]
     description: str = ""
     seed: Annotated[int, Field(strict=True, ge=0)] = 1
-    customers: Annotated[int, Field(strict=True, ge=1, le=10_000_000)] = 20_000
+    customers: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 20_000
     days: Annotated[int, Field(strict=True, ge=1, le=3_660)] = 365
+    products: Annotated[int, Field(strict=True, ge=1, le=99_999)] = 300
+    visits: Annotated[float, Field(strict=True, ge=0, le=10_000, allow_inf_nan=False)] = 45
     dropout_at_first: StrictBool = False
     truth: Truth = Truth(bgnbd=True)
 

@@ -17,13 +17,13 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from crm_resources.report import Verdict, write_report
+from generator.backfill_cli import Target, backfill
 from generator.console import Environment, Timeout, complain, err, errors, out, settings_of
 from generator.delivery import DeliveryError, Outcome, WhenFull
-from generator.errors import BadInputError, Problem
 from generator.interrupt import asked_to_stop
 from generator.meter import Second
 from generator.metrics import MetricsError, served
-from generator.scenario import LiveScenario, seconds_of
+from generator.scenario import BackfillScenario, seconds_of
 from generator.scenario_file import load_scenario, scenario_names
 from generator.scenario_report import SecondsFile, figures_of, phase_table, plot
 from generator.scenario_run import RunOptions, ScenarioRun
@@ -32,7 +32,7 @@ REPORT = "scenario"
 
 
 def run(
-    scenario: Annotated[str, typer.Argument(help=f"{', '.join(n for n in scenario_names() if n != 'backfill')}, or a YAML file.")],
+    scenario: Annotated[str, typer.Argument(help=f"{', '.join(scenario_names())}, or a YAML file.")],
     env: Environment = None,
     length: Annotated[str | None, typer.Option("--for", help="End after this time, e.g. 90s or 10m, whatever the scenario says.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Another seed than the scenario's.")] = None,
@@ -57,9 +57,12 @@ def run(
         started = datetime.now(UTC)
         found = load_scenario(scenario)
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(scenario).stem)
-        if not isinstance(found, LiveScenario):
-            text = "is a history, not live traffic; `python -m generator backfill` makes one"
-            raise BadInputError(scenario, [Problem(None, "kind", text)])
+        if isinstance(found, BackfillScenario):
+            for option, given in (("--for", length), ("--start", start), ("--metrics-port", metrics_port), ("--plot", with_plot or None)):
+                if given is not None:
+                    raise typer.BadParameter("does not apply to a backfill, which has no pace", param_hint=option)
+            _backfill(found, env, seed, timeout, check_only=check_only)
+            return
         if seed is not None:
             found = found.model_copy(update={"seed": seed})
         options = RunOptions(
@@ -103,6 +106,29 @@ def run(
             raise failure
         if (outcome or introduction).interrupted:
             raise typer.Exit(130)
+
+
+def _backfill(scenario: BackfillScenario, env: str | None, seed: int | None, timeout: float, *, check_only: bool) -> None:
+    """Make the history a scenario describes, as the command of its own does."""
+    if check_only:
+        out.print(
+            f"a history of {scenario.customers:,} customers over {scenario.days:,} days; truth: bgnbd {str(scenario.truth.bgnbd).lower()}",
+            highlight=False,
+        )
+        return
+    backfill(
+        env=env,
+        customers=scenario.customers,
+        days=scenario.days,
+        end=None,
+        seed=scenario.seed if seed is None else seed,
+        products=scenario.products,
+        visits=scenario.visits,
+        dropout_at_first=scenario.dropout_at_first,
+        into=Target.KAFKA,
+        plan_only=False,
+        timeout=timeout,
+    )
 
 
 def _length(text: str | None) -> float | None:

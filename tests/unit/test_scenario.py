@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from crm_resources.ordered_defects import Defect
+from generator.cli import app
 from generator.errors import BadInputError
 from generator.scenario import BackfillScenario, Daily, Defects, LiveScenario
 from generator.scenario_file import load_scenario, read_scenario, scenario_names
@@ -75,6 +77,15 @@ def test_the_spike_reaches_3000_a_second_within_five_seconds_holds_and_falls() -
     assert schedule.rate_at(start + 5) >= 3_000
     assert all(schedule.rate_at(start + 5 + s) >= 3_000 for s in range(60))
     assert schedule.rate_at(schedule.seconds) == 100
+
+
+def test_the_command_checks_a_scenario_and_refuses_what_does_not_apply() -> None:
+    live_one = CliRunner().invoke(app, ["run", "spike", "--check-only", "--for", "35s"])
+    assert (live_one.exit_code, "2 phases, 35 s, about 12,000 records; truth: bgnbd false" in live_one.output) == (0, True)
+    history = CliRunner().invoke(app, ["run", "backfill", "--check-only"])
+    assert (history.exit_code, "20,000 customers over 365 days; truth: bgnbd true" in history.output) == (0, True)
+    assert CliRunner().invoke(app, ["run", "backfill", "--check-only", "--for", "1m"]).exit_code == 2
+    assert CliRunner().invoke(app, ["run", "spike", "--check-only", "--for", "soon"]).exit_code == 2
 
 
 def test_every_defect_can_be_ordered() -> None:
