@@ -31,12 +31,16 @@ FIGURES = {
     Mode.BOTH: "silver_rows_per_s",
     Mode.HISTORY: "silver_with_history_rows_per_s",
     Mode.QUICKSTART: "quickstart_rows_per_s",
+    Mode.PLAIN: "plain_rows_per_s",
     Mode.RAW: "raw_consume_rows_per_s",
 }
 
 BRONZE_TARGET = 80_000
 SILVER_TARGET = 40_000
-QUICKSTART_FACTOR = 2.0
+PLAIN_FACTOR = 2.0
+"""Against plain Spark code that keeps the same promises. The bare quick start, which keeps none of them, is measured and shown, but is no
+bound: with Java warm it needs fewer CPU seconds per million rows than the capture of the raw bytes alone (docs/ai-context/0002)."""
+
 HISTORY_FACTOR = 0.75
 
 CONSOLE = Console()
@@ -125,6 +129,9 @@ def _figures(measured: dict[Mode, list[Measured]]) -> dict[str, float]:
         name = FIGURES[mode]
         figures[name] = round(statistics.median(rates))
         figures[f"{name}_lowest"], figures[f"{name}_highest"] = round(min(rates)), round(max(rates))
+    for other in (Mode.QUICKSTART, Mode.PLAIN):
+        if Mode.BOTH in measured and other in measured:
+            figures[f"silver_to_{other}_ratio"] = round(figures[FIGURES[Mode.BOTH]] / figures[FIGURES[other]], 2)
     if both := measured.get(Mode.BOTH):
         figures["cpu_seconds_per_million_rows"] = round(statistics.median(m.cpu_seconds / m.rows * 1e6 for m in both), 1)
         figures["peak_rss_mib"] = round(max(m.peak_rss_mib for m in both))
@@ -134,15 +141,15 @@ def _figures(measured: dict[Mode, list[Measured]]) -> dict[str, float]:
 
 def _missed(figures: dict[str, float]) -> list[str]:
     """Targets that were measured and not reached, in words."""
-    silver, quick = figures.get("silver_rows_per_s"), figures.get("quickstart_rows_per_s")
+    silver, plain = figures.get("silver_rows_per_s"), figures.get("plain_rows_per_s")
     history, bronze = figures.get("silver_with_history_rows_per_s"), figures.get("bronze_rows_per_s")
     missed = []
     if bronze is not None and bronze < BRONZE_TARGET:
         missed.append(f"ingest alone below {BRONZE_TARGET:,} rows/s")
     if silver is not None and silver < SILVER_TARGET:
         missed.append(f"through to silver below {SILVER_TARGET:,} rows/s")
-    if silver is not None and quick is not None and silver < QUICKSTART_FACTOR * quick:
-        missed.append(f"less than {QUICKSTART_FACTOR} times the quick-start code")
+    if silver is not None and plain is not None and silver < PLAIN_FACTOR * plain:
+        missed.append(f"less than {PLAIN_FACTOR} times plain code with the same promises")
     if silver is not None and history is not None and history < HISTORY_FACTOR * silver:
         missed.append(f"with history less than {HISTORY_FACTOR} of the speed without")
     return missed

@@ -23,7 +23,7 @@ import typer
 from crm_assets.streaming.ingest import start_ingest, topics
 from crm_assets.streaming.refine import RefineStep, start_refine
 from crm_assets.streaming.tables import live
-from crm_resources.contracts import contracts
+from crm_resources.contracts import Contract, contracts
 from crm_resources.contracts.derive_spark import silver_type
 from crm_resources.kafka import consumer, offsets
 from crm_resources.lake_tables import create_table
@@ -32,7 +32,7 @@ from crm_resources.settings import Settings, load_settings
 from crm_resources.spark import spark_conf, spark_session
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql.streaming.query import StreamingQuery
 
 
@@ -44,6 +44,7 @@ class Mode(StrEnum):
     BOTH = "both"
     HISTORY = "history"
     QUICKSTART = "quickstart"
+    PLAIN = "plain"
 
 
 WARM = "benchwarm"
@@ -169,8 +170,65 @@ def drain_history(settings: Settings, history: int) -> tuple[int, float]:
 
 def drain_quickstart(settings: Settings, _history: int) -> tuple[int, float]:
     """Spark as its guides show it: a query per topic, `from_json`, Delta, default settings; nothing kept raw, checked or deduplicated."""
-    from pyspark.sql import SparkSession
+    spark, wanted = _default_session(settings), waiting(settings)
+    queries = [
+        _topic(spark, settings, contract)
+        .select(_read_json(contract).alias("data"))
+        .select("data.*")
+        .writeStream.format("delta")
+        .option("checkpointLocation", f"{settings.checkpoint_root}/quickstart-{contract.plural}")
+        .trigger(availableNow=True)
+        .start(settings.table_uri(f"quickstart/{contract.plural}"))
+        for contract in contracts()
+    ]
+    return wanted, _whole(queries)
+
+
+def drain_plain(settings: Settings, _history: int) -> tuple[int, float]:
+    """The quick-start code with what this platform promises added as one would write it: raw copy, duplicates of any age, dead letters.
+
+    In batches, as an endless stream has them: one batch of everything would have no history to look at.
+    """
+    spark, wanted = _default_session(settings), waiting(settings)
+    queries = [
+        _topic(spark, settings, contract, max_records=settings.max_records_per_batch)
+        .writeStream.foreachBatch(_plain_step(settings, contract))
+        .option("checkpointLocation", f"{settings.checkpoint_root}/plain-{contract.plural}")
+        .trigger(availableNow=True)
+        .start()
+        for contract in contracts()
+    ]
+    return wanted, _whole(queries)
+
+
+def _plain_step(settings: Settings, contract: Contract) -> Callable[[DataFrame, int], None]:
+    """What the plain code does with a batch."""
+    from delta.tables import DeltaTable
     from pyspark.sql import functions as F
+
+    raw, silver, dead = (settings.table_uri(f"plain/{kind}/{contract.plural}") for kind in ("raw", "silver", "dead"))
+    where = ("topic", "partition", "offset", "timestamp")
+
+    def step(batch: DataFrame, _batch_id: int) -> None:
+        spark = batch.sparkSession
+        batch.persist()
+        batch.select(*where, "key", "value").write.format("delta").mode("append").save(raw)
+        parsed = batch.select(*where, "value", _read_json(contract).alias("data")).persist()
+        readable = F.col("data.event_id").isNotNull()
+        parsed.where(~readable).select(*where, "value").write.format("delta").mode("append").save(dead)
+        good = parsed.where(readable).select("data.*", *where).dropDuplicates(["event_id"])
+        if DeltaTable.isDeltaTable(spark, silver):
+            good = good.join(spark.read.format("delta").load(silver).select("event_id"), "event_id", "left_anti")
+        good.write.format("delta").mode("append").save(silver)
+        parsed.unpersist()
+        batch.unpersist()
+
+    return step
+
+
+def _default_session(settings: Settings) -> SparkSession:
+    """Spark with its own defaults, but for where it finds Delta, and how much memory it has."""
+    from pyspark.sql import SparkSession
 
     ours = spark_conf(settings, "quickstart")
     kept = (
@@ -186,29 +244,36 @@ def drain_quickstart(settings: Settings, _history: int) -> tuple[int, float]:
         builder = builder.config(name, ours[name])
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
-    wanted, queries = waiting(settings), []
-    for contract in contracts():
-        raw = (
-            spark.readStream.format("kafka")
-            .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
-            .option("subscribe", topic_name(settings.env, contract.plural))
-            .option("startingOffsets", "earliest")
-            .load()
-        )
-        typed = raw.select(F.from_json(F.col("value").cast("string"), silver_type(contract.columns)).alias("data")).select("data.*")
-        queries.append(
-            typed.writeStream.format("delta")
-            .option("checkpointLocation", f"{settings.checkpoint_root}/quickstart-{contract.plural}")
-            .trigger(availableNow=True)
-            .start(settings.table_uri(f"quickstart/{contract.plural}"))
-        )
+    return spark
+
+
+def _topic(spark: SparkSession, settings: Settings, contract: Contract, max_records: int | None = None) -> DataFrame:
+    """The stream of an entity's topic, from its start."""
+    reader = (
+        spark.readStream.format("kafka")
+        .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
+        .option("subscribe", topic_name(settings.env, contract.plural))
+        .option("startingOffsets", "earliest")
+    )
+    return (reader if max_records is None else reader.option("maxOffsetsPerTrigger", str(max_records))).load()
+
+
+def _read_json(contract: Contract) -> Column:
+    """The message as typed columns."""
+    from pyspark.sql import functions as F
+
+    return F.from_json(F.col("value").cast("string"), silver_type(contract.columns))
+
+
+def _whole(queries: list[StreamingQuery]) -> float:
+    """Seconds from the first trigger of any query to the last commit of all."""
     for query in queries:
         query.awaitTermination()
         error = query.exception()
         if error is not None:
             raise error
     spans = [span(q) for q in queries]
-    return wanted, max(s[1] for s in spans) - min(s[0] for s in spans)
+    return max(s[1] for s in spans) - min(s[0] for s in spans)
 
 
 def write_history(spark: SparkSession, settings: Settings, rows: int) -> None:
@@ -273,6 +338,7 @@ _DRAINS: dict[Mode, Callable[[Settings, int], tuple[int, float]]] = {
     Mode.BOTH: drain_both,
     Mode.HISTORY: drain_history,
     Mode.QUICKSTART: drain_quickstart,
+    Mode.PLAIN: drain_plain,
 }
 
 if __name__ == "__main__":
