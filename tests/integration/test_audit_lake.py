@@ -232,9 +232,11 @@ def test_two_records_of_a_key_swapped_in_sequence_are_named(audited: Settings) -
     write_deltalake(table, swapped.cast(rows.schema), mode="overwrite")
     try:
         result = run_audit(audited)
-        (example,) = next(c.examples for c in result.checks if c.invariant == "I4")
+        (check,) = [c for c in result.checks if c.invariant == "I4"]
         event_id, topic, partition = (rows[name][second].as_py() for name in ("event_id", "kafka_topic", "kafka_partition"))
-        assert example == f"{event_id} {topic}[{partition}]@{offsets[second]}"
+        # A record of the key with another defect may stand between the two, and then behind the first one as well.
+        assert check.broken in (1, 2)
+        assert f"{event_id} {topic}[{partition}]@{offsets[second]}" in check.examples
     finally:
         table.restore(version)
     assert run_audit(audited).passed
