@@ -140,7 +140,8 @@ def print_result(result: AuditResult, console: Console, environment: str) -> Non
     checks = Table("", "compared", "figures", "verdict")
     for check in result.checks:
         colour = _COLOURS[check.outcome]
-        checks.add_row(check.invariant, check.name, check.detail or check.unchecked, f"[{colour}]{check.outcome}[/]")
+        figures = check.unchecked if check.outcome is Outcome.NOT_CHECKED else check.detail
+        checks.add_row(check.invariant, check.name, figures, f"[{colour}]{check.outcome}[/]")
     console.print(checks)
     if result.dead_letter_reasons:
         console.print("dead letters by reason: " + ", ".join(f"{name} {n:,}" for name, n in result.dead_letter_reasons.items()))

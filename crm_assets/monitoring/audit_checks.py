@@ -114,12 +114,17 @@ class Judge:
             self._add("I2", f"event ids are unique in {where}", broken, detail, sorted(too_many))
 
     def _once(self) -> None:
-        twice = self.reading.book.twice
+        twice, coordinates = self.reading.book.twice, sum(self._states.values())
         wrong = "twice: " + ", ".join(f"{n:,} in {str(seen.name).lower()}" for seen, n in twice.items())
         if twice[Seen.LEDGER]:
             wrong += "; the ledger names coordinates twice: a topic was made anew while its ledger stayed; move the old ledger away"
         self._by_mark(
-            "I2", "each coordinate stands once in each place", lambda s: bool(s & Seen.TWICE), broken=sum(twice.values()), wrong=wrong
+            "I2",
+            "each coordinate stands once in each place",
+            lambda s: bool(s & Seen.TWICE),
+            f"{coordinates:,} coordinates",
+            broken=sum(twice.values()),
+            wrong=wrong,
         )
 
     # I3
@@ -157,7 +162,9 @@ class Judge:
         if first != second and not changed:
             # Unequal without a changed record: the records that are absent on one side make the difference.
             broken = max(1, abs(first.rows - second.rows))
-        self._by_mark("I3", name, lambda s: bool(s & bit), rows, broken=broken, wrong=f"{changed:,} records changed" if changed else rows)
+        self._by_mark(
+            "I3", name, lambda s: bool(s & bit), rows, broken=broken, wrong=f"{changed:,} {_plural(changed)} changed" if changed else rows
+        )
 
     # I4
 
@@ -171,20 +178,25 @@ class Judge:
             "sequences of a key rise along the offsets",
             _inverted,
             f"{kept:,} records in order of their keys{note}",
-            wrong=f"{broken:,} records stand behind a later one of their key{note}",
+            wrong=f"{broken:,} {_plural(broken)} behind a later one of the same key{note}",
         )
 
     # I5
 
     def _books(self) -> None:
         rows = self.reading.rows
-        equation = f"{rows['bronze']:,} = {rows['silver']:,} + {rows['dead_letters']:,} + {rows['duplicates']:,}"
-        self._by_mark(
-            "I5",
-            "each bronze record is in silver, dead letters or duplicates, and in one only",
-            _in_two_places,
-            f"bronze = silver + dead letters + duplicates: {equation}",
+        sides = rows["silver"] + rows["dead_letters"] + rows["duplicates"]
+        equation = (
+            f"bronze {rows['bronze']:,} {'=' if rows['bronze'] == sides else '≠'} silver {rows['silver']:,} + dead letters "
+            f"{rows['dead_letters']:,} + duplicates {rows['duplicates']:,}"
         )
+        under_way = self._count(lambda s: bool(s & Seen.IN_FLIGHT))
+        equation += f"; {under_way:,} under way" if under_way else ""
+        name = "each bronze record is in silver, dead letters or duplicates, and in one only"
+        broken = self._count(_not_in_one_place)
+        if not broken and self.reading.cutoff is None:
+            broken = abs(rows["bronze"] - sides)  # rows that stand twice in one place
+        self._by_mark("I5", name, _not_in_one_place, equation, broken=broken, wrong=equation)
         self._by_mark("I5", "nothing is placed that is not in bronze", _placed_without_bronze)
         self._by_mark("I5", "the warehouse holds nothing that silver lacks", _only_in_warehouse)
         ranges = self.reading.book.ranges(Seen.BRONZE)
@@ -293,7 +305,7 @@ class Judge:
         broken = count if broken is None else broken
         if count:
             self._by_state[name] = wanted
-        self._add(invariant, name, broken, (wrong or f"{broken:,} records") if broken else compared)
+        self._add(invariant, name, broken, (wrong or f"{broken:,} {_plural(broken)}") if broken else compared)
 
     def _count(self, wanted: Callable[[int], bool]) -> int:
         return sum(n for state, n in self._states.items() if wanted(state))
@@ -321,12 +333,16 @@ _IN_WAREHOUSE = "typed content in the warehouse is that of silver"
 _EXPLANATIONS = {_IN_SILVER: naming.explain_silver, _IN_WAREHOUSE: naming.explain_warehouse}
 
 
+def _plural(count: int) -> str:
+    return "record" if count == 1 else "records"
+
+
 def _inverted(state: int) -> bool:
     return bool(state & Seen.INVERTED)
 
 
-def _in_two_places(state: int) -> bool:
-    return not state & Seen.IN_FLIGHT and (state & PLACES).bit_count() > 1
+def _not_in_one_place(state: int) -> bool:
+    return unplaced(state) or (not state & Seen.IN_FLIGHT and (state & PLACES).bit_count() > 1)
 
 
 def _placed_without_bronze(state: int) -> bool:
