@@ -218,12 +218,13 @@ class _Run:
             if self._shed_ids and self._stands_for_nothing(record):
                 self._shed(record, tally)
                 continue
-            flight = _InFlight(self, record, intended_us, now, tally)
+            topic = topics[record.plural]
+            flight = _InFlight(self, record, topic, intended_us, now, tally)
             try:
-                produce(topics[record.plural], record.value, record.key, on_delivery=flight)
+                produce(topic, record.value, record.key, on_delivery=flight)
                 handed_over(now - intended_us)
             except BufferError:
-                if not self._without_room(flight):
+                if not self._without_room(record, flight):
                     # Asked to stop while there was no room: the record was not given, so its turn does not count.
                     self.offered -= 1
                     tally.offered -= 1
@@ -267,19 +268,18 @@ class _Run:
             lateness_seconds_p99=lateness.p99_seconds,
         )
 
-    def _without_room(self, flight: _InFlight) -> bool:
+    def _without_room(self, record: Outgoing, flight: _InFlight) -> bool:
         """Wait with a record until the producer has room, or shed it; False when asked to stop before there was any."""
         if self.when_full is WhenFull.SHED:
             self._poll(0)
-            self._shed(flight.record, flight.tally)
+            self._shed(record, flight.tally)
             return True
-        record = flight.record
         # Back-pressure: the queue is bounded. Records given up by their timeout make room in the end.
         while not self.stop():
             self._poll(0.1)
             flight.sent_us = self.now_us()
             try:
-                self.producer.produce(self.topics[record.plural], record.value, record.key, on_delivery=flight)
+                self.producer.produce(flight.topic, record.value, record.key, on_delivery=flight)
             except BufferError:
                 continue
             except self._refusal as error:
@@ -299,7 +299,7 @@ class _Run:
     def _turned_down(self, flight: _InFlight, error: KafkaException) -> None:
         if not _is_refusal(error.args[0]):
             raise error
-        self.refused(flight, self.topics[flight.record.plural])
+        self.refused(flight)
 
     def _shed(self, record: Outgoing, tally: Tally) -> None:
         self.shed += 1
@@ -309,11 +309,11 @@ class _Run:
         if len(self._shed_ids) > _REMEMBERED:
             del self._shed_ids[next(iter(self._shed_ids))]
 
-    def refused(self, flight: _InFlight, topic: str) -> None:
+    def refused(self, flight: _InFlight) -> None:
         """Write down a record that was turned down for good."""
         flight.tally.refused += 1
         self.meter.refused()
-        self.ledger.append(flight.row(topic, None, None, None))
+        self.ledger.append(flight.row(None, None, None))
 
     def _wait_until(self, moment_us: int) -> int:
         """Wait for a time of the run's clock, or until the run is asked to stop; gives the time then."""
@@ -337,48 +337,48 @@ class _Run:
 
 
 class _InFlight:
-    """A record between hand-over and acknowledgement; calling it is the acknowledgement."""
+    """What the ledger is to know of a record between hand-over and acknowledgement; calling it is the acknowledgement.
 
-    __slots__ = ("intended_us", "record", "run", "sent_us", "tally")
+    The digests are taken at hand-over, when the bytes are at hand: tens of milliseconds later they have to be fetched from memory
+    again, which takes longer than the digest. The record itself is let go.
+    """
 
-    def __init__(self, run: _Run, record: Outgoing, intended_us: int, sent_us: int, tally: Tally) -> None:
+    __slots__ = ("defect", "intended_us", "named", "run", "sent_us", "tally", "topic", "typed_md5")
+
+    def __init__(self, run: _Run, record: Outgoing, topic: str, intended_us: int, sent_us: int, tally: Tally) -> None:
         self.run = run
-        self.record = record
+        self.topic = topic
         self.intended_us = intended_us
         self.sent_us = sent_us
         self.tally = tally
+        self.named = (record.event_id, record.entity, record.entity_key, record.sequence, record.amount, payload_md5(record.value))
+        self.defect = record.defect
+        self.typed_md5 = record.typed_md5()
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         run = self.run
         if error is None:
             now = time.monotonic_ns() // 1000 + run.clock_us
-            topic = run.topics[self.record.plural]
-            run.ledger.append(self.row(topic, message.partition(), message.offset(), now))
-            run.acked_by_topic[topic] += 1
+            run.ledger.append(self.row(message.partition(), message.offset(), now))
+            run.acked_by_topic[self.topic] += 1
             self.tally.acked += 1
             run.meter.acked(now - self.intended_us)
         elif _is_refusal(error):
-            run.refused(self, message.topic() or "")
+            run.refused(self)
         else:
             run.unknown += 1
             self.tally.unknown += 1
             run.last_error = error.str()
 
-    def row(self, topic: str, partition: int | None, offset: int | None, acked_us: int | None) -> LedgerRow:
+    def row(self, partition: int | None, offset: int | None, acked_us: int | None) -> LedgerRow:
         """The record's row in the ledger; one that was not acknowledged counts as refused."""
-        record = self.record
-        defect = record.defect
+        defect = self.defect
         # By place and past the constructor, since this is done for every record; `LedgerRow` names the places.
         return tuple.__new__(
             LedgerRow,
             (
-                record.event_id,
-                record.entity,
-                record.entity_key,
-                record.sequence,
-                record.amount,
-                payload_md5(record.value),
-                topic,
+                *self.named,
+                self.topic,
                 partition,
                 offset,
                 self.intended_us,
@@ -386,7 +386,7 @@ class _InFlight:
                 acked_us,
                 None if defect is None else defect.value,
                 acked_us is None,
-                record.typed_md5(),
+                self.typed_md5,
             ),
         )
 

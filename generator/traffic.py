@@ -59,25 +59,35 @@ class Traffic:
         mixes = [_bounds(self._scenario.mix_of(p)) for p in phases]
         tick_us = self._scenario.clock_speed_up * 1_000_000
         faults = self._faults
-        start_us, good, pass_on = self._start_us, self._good, faults.pass_on
+        start_us, draw, encode, pass_on = self._start_us, self._draw, self.encode, faults.pass_on
         for due_seconds, phase in self._schedule.moments():
             record = faults.due()
             while record is None:  # a record that is held back leaves its moment to the next
                 at_us = start_us + round(due_seconds * tick_us)
-                record = pass_on(good(mixes[phase], hot[phase], at_us), shares[phase])
+                record = pass_on(encode(draw(mixes[phase], hot[phase]), at_us), shares[phase])
             yield record
 
-    def _good(self, mix: tuple[float, float, float], hot_share: float, at_us: int) -> Outgoing:
+    def draws(self) -> Iterator[tuple[Draft | Step, int]]:
+        """What happens at each moment and when, in microseconds since 1970 UTC, without defects; `encode` makes the records."""
+        phases = self._scenario.phases
+        tick_us = self._scenario.clock_speed_up * 1_000_000
+        for due_seconds, phase in self._schedule.moments():
+            mix, hot_share = _bounds(self._scenario.mix_of(phases[phase])), self._scenario.hot_key_share_of(phases[phase])
+            yield self._draw(mix, hot_share), self._start_us + round(due_seconds * tick_us)
+
+    def encode(self, drawn: Draft | Step, at_us: int) -> Outgoing:
+        """The record of what happens at a time."""
+        return self._encode_step(drawn, at_us) if isinstance(drawn, Step) else self._shop.encode(drawn, at_us)
+
+    def _draw(self, mix: tuple[float, float, float], hot_share: float) -> Draft | Step:
         events, orders, profiles = mix
         drawn = self._random.random()
         if drawn >= profiles:
-            return self._shop.encode(self._shop.product_update(), at_us)
+            return self._shop.product_update()
         lane = self._hot if hot_share and self._random.random() < hot_share else self._everybody
         if drawn < events:
-            step = lane.event(orders > events)
-            return self._encode_step(step, at_us) if isinstance(step, Step) else self._shop.encode(step, at_us)
-        draft = lane.order() if drawn < orders else self._shop.profile_update(lane.shopper())
-        return self._shop.encode(draft, at_us)
+            return lane.event(orders > events)
+        return lane.order() if drawn < orders else self._shop.profile_update(lane.shopper())
 
 
 class _Lane:

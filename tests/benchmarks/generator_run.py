@@ -33,6 +33,9 @@ MIX = Mix(events=0.93, orders=0.04, products=0.005, profiles=0.025)
 class Mode(StrEnum):
     """What is measured."""
 
+    ENCODE = "encode_and_produce"
+    """What happened is drawn before; encoded, produced, with callbacks and ledger. The generator's own promise."""
+
     GENERATOR = "generator"
     """Traffic as a scenario sends it: drawn, encoded, produced, with callbacks and ledger; one process, no pacing."""
 
@@ -88,6 +91,12 @@ def _traffic(events: int) -> Traffic:
 def _generator(settings: Settings, events: int) -> Callable[[], None]:
     traffic = _traffic(events)
     return lambda: _all_acked(settings, traffic.records(), events)
+
+
+def _encode(settings: Settings, events: int) -> Callable[[], None]:
+    traffic = _traffic(events)
+    drawn = list(traffic.draws())
+    return lambda: _all_acked(settings, (traffic.encode(d, at_us) for d, at_us in drawn), events)
 
 
 def _delivery(settings: Settings, events: int) -> Callable[[], None]:
@@ -178,6 +187,7 @@ def _faker(settings: Settings, events: int, *, short: bool = False) -> Callable[
 
 
 _MODES: dict[Mode, Callable[[Settings, int], Callable[[], None]]] = {
+    Mode.ENCODE: _encode,
     Mode.GENERATOR: _generator,
     Mode.DELIVERY: _delivery,
     Mode.RAW: _raw,
