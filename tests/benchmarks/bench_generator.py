@@ -93,7 +93,7 @@ def _missed(figures: dict[str, float]) -> list[str]:
 
 
 def _show(found: dict[Mode, list[Measured]], missed: list[str]) -> None:
-    table = Table("mode", "events/s (median)", "lowest", "highest", "CPU µs per event", title="bench-generator")
+    table = Table("mode", "events/s", "lowest", "highest", "CPU µs per event", title="bench-generator")
     for mode, runs in found.items():
         rates = [m.per_second for m in runs]
         cpu = statistics.median(1e6 * m.cpu_seconds / m.events for m in runs)
