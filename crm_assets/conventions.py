@@ -13,13 +13,14 @@ import dagster as dg
 from crm_resources.contracts import Column, ColumnType, Contract, contracts
 from crm_resources.contracts.derive_postgres import RawTable, postgres_type, raw_tables
 from crm_resources.layout import (
+    BATCHES,
     BRONZE,
     COORDINATES,
-    DEAD_LETTER_COLUMNS,
     DEAD_LETTERS,
-    DUPLICATE_COLUMNS,
     DUPLICATES,
+    REPLAYS,
     SILVER,
+    LakeTable,
     silver_columns,
 )
 
@@ -43,6 +44,8 @@ STREAM_KEY = dg.AssetKey(["stream", "driver"])
 BRONZE_KEY = dg.AssetKey(["lake", "bronze"])
 DEAD_LETTERS_KEY = dg.AssetKey(["lake", "dead_letters"])
 DUPLICATES_KEY = dg.AssetKey(["lake", "duplicates"])
+REPLAYS_KEY = dg.AssetKey(["lake", "replays"])
+BATCHES_KEY = dg.AssetKey(["lake", "batches"])
 
 
 def topic_key(plural: str) -> dg.AssetKey:
@@ -60,13 +63,15 @@ def raw_key(table: str) -> dg.AssetKey:
     return dg.AssetKey(["warehouse", "raw", table])
 
 
-def lake_tables() -> Mapping[dg.AssetKey, str]:
-    """Path below the lake's root of every lake table, by asset key."""
+def lake_tables() -> Mapping[dg.AssetKey, LakeTable]:
+    """Every lake table, by asset key."""
     return {
-        BRONZE_KEY: BRONZE.path,
-        DEAD_LETTERS_KEY: DEAD_LETTERS.path,
-        DUPLICATES_KEY: DUPLICATES.path,
-        **{silver_key(plural): table.path for plural, table in SILVER.items()},
+        BRONZE_KEY: BRONZE,
+        DEAD_LETTERS_KEY: DEAD_LETTERS,
+        DUPLICATES_KEY: DUPLICATES,
+        REPLAYS_KEY: REPLAYS,
+        BATCHES_KEY: BATCHES,
+        **{silver_key(plural): table for plural, table in SILVER.items()},
     }
 
 
@@ -77,33 +82,30 @@ def table_schema(columns: Iterable[Column]) -> dg.TableSchema:
     )
 
 
-def bronze_schema() -> dg.TableSchema:
-    """Columns of bronze: coordinates and raw bytes."""
-    return table_schema(BRONZE.columns)
-
-
 def lake_schema(key: dg.AssetKey) -> dg.TableSchema:
     """Column schema of a lake table by asset key."""
-    if key == BRONZE_KEY:
-        return bronze_schema()
-    if key == DEAD_LETTERS_KEY:
-        return table_schema(DEAD_LETTER_COLUMNS)
-    if key == DUPLICATES_KEY:
-        return table_schema(DUPLICATE_COLUMNS)
-    return table_schema(silver_columns(_contract_of(key)))
+    return table_schema(lake_tables()[key].columns)
 
 
 def lake_lineage(key: dg.AssetKey) -> dg.TableColumnLineage:
-    """Which upstream column each column of a lake table comes from."""
+    """Which upstream column each column of a lake table comes from; what the stream itself adds comes from none."""
+    if key == BATCHES_KEY:
+        return dg.TableColumnLineage({})
     coordinates = {c.name for c in COORDINATES}
     deps: dict[str, list[dg.TableColumnDep]] = {}
     for column in lake_schema(key).columns:
         if key == BRONZE_KEY:
             deps[column.name] = [dg.TableColumnDep(topic_key(c.plural), _RECORD_FIELDS.get(column.name, "timestamp")) for c in contracts()]
+        elif key == REPLAYS_KEY:
+            if column.name in _DEAD_LETTER_NAMES:
+                deps[column.name] = [dg.TableColumnDep(DEAD_LETTERS_KEY, column.name)]
         else:
             source = column.name if column.name in coordinates or column.name in {"kafka_key", "value"} else "value"
             deps[column.name] = [dg.TableColumnDep(BRONZE_KEY, source)]
     return dg.TableColumnLineage(deps)
+
+
+_DEAD_LETTER_NAMES = {c.name for c in DEAD_LETTERS.columns}
 
 
 def raw_schema(table: RawTable) -> dg.TableSchema:
@@ -147,10 +149,6 @@ _RECORD_FIELDS = {
     "kafka_key": "key",
     "value": "value",
 }
-
-
-def _contract_of(key: dg.AssetKey) -> Contract:
-    return next(c for c in contracts() if silver_key(c.plural) == key)
 
 
 def _spelling(column: Column) -> str:

@@ -343,6 +343,11 @@ def table_filesystem(settings: Settings, path: str) -> FileSystem:
     return PyFileSystem(DeltaStorageHandler(uri))
 
 
+def lake_filesystem(settings: Settings) -> FileSystem:
+    """File system whose root is the lake's root: for the few small files beside the tables."""
+    return table_filesystem(settings, "")
+
+
 _RELOAD = "load this table anew from its first version (reset its bookmark), rows that are already there are skipped by their event_id"
 
 

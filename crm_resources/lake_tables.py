@@ -1,11 +1,12 @@
-"""Makes the lake's tables as `layout` declares them, with delta-rs: no Spark has to run for a table to exist.
+"""Makes the lake's tables as `layout` declares them and appends to them, with delta-rs: no Spark has to run for that.
 
-Belongs here: schema, partitions and properties of a table before its first row. Not here: which tables there are (`layout`), reading them
-(`lake`), or what is written to them.
+Belongs here: schema, partitions and properties of a table before its first row, and the one way rows get into it. Not here: which tables
+there are (`layout`), reading them (`lake`), or what is written to them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from crm_resources.contracts.derive_arrow import arrow_schema
@@ -58,4 +59,32 @@ def create_table(settings: Settings, table: LakeTable, path: str | None = None) 
         mode="ignore",
         partition_by=list(table.partition_by),
         configuration=table_properties(table),
+    )
+
+
+def append_rows(
+    table: DeltaTable, rows: pa.Table, *, application: str, version: int, plain_columns: Sequence[str] = (), retries: int = 0
+) -> None:
+    """Append rows in one commit that carries a Delta transaction. Whether that transaction was there before is the caller's question.
+
+    Args:
+        table: the open table; it stands at the new version afterwards.
+        rows: rows in the table's columns and types.
+        application: name of the transaction, with the checkpoint's generation or the run in it.
+        version: number of the transaction.
+        plain_columns: columns whose values hardly repeat, which are written without a dictionary.
+        retries: how often to try again when another commit came first; 0 where the caller is the only writer and wants to know.
+    """
+    from deltalake import ColumnProperties, CommitProperties, Transaction, WriterProperties, write_deltalake
+
+    write_deltalake(
+        table,
+        rows,
+        mode="append",
+        writer_properties=WriterProperties(
+            compression="ZSTD",
+            compression_level=1,
+            column_properties={name: ColumnProperties(dictionary_enabled=False) for name in plain_columns} or None,
+        ),
+        commit_properties=CommitProperties(app_transactions=[Transaction(application, version)], max_commit_retries=retries),
     )

@@ -59,6 +59,37 @@ DUPLICATE_COLUMNS: tuple[Column, ...] = (
 )
 """Columns of the dropped exact duplicates in storage order."""
 
+BATCH_COLUMNS: tuple[Column, ...] = (
+    Column("query", ColumnType.STRING, False, "Query that ran the batch: `ingest` or `refine`."),
+    Column("generation", ColumnType.STRING, False, "Checkpoint generation that numbered the batch."),
+    Column("batch_id", ColumnType.LONG, False, "Number of the batch in its generation."),
+    *COORDINATES[:2],
+    Column("from_offset", ColumnType.LONG, False, "First offset of the batch in the partition."),
+    Column("to_offset", ColumnType.LONG, False, "Offset behind the last one of the batch in the partition."),
+    Column("rows_in", ColumnType.LONG, False, "Records the batch read from the partition."),
+    Column("rows_bronze", ColumnType.LONG, True, "Rows written to bronze; null for `refine`."),
+    Column("rows_silver", ColumnType.LONG, True, "Rows written to silver; null for `ingest`."),
+    Column("rows_dead_letters", ColumnType.LONG, True, "Rows written to the dead letters; null for `ingest`."),
+    Column("rows_duplicates", ColumnType.LONG, True, "Rows written to the duplicates; null for `ingest`."),
+    Column("rows_placed_before", ColumnType.LONG, True, "Records that had their place already, not written again; null for `ingest`."),
+    Column("source_version", ColumnType.LONG, True, "Version of bronze whose files before it are all refined; null for `ingest`."),
+    Column("seconds", ColumnType.DECIMAL, False, "Time from the batch's begin to its last commit.", precision=12, scale=3),
+    Column("committed_at", ColumnType.TIMESTAMP, False, "When the batch's rows were in their tables."),
+)
+"""Columns of the batch ledger in storage order: one row per batch and topic partition that had records."""
+
+REPLAY_COLUMNS: tuple[Column, ...] = (
+    Column("replay_id", ColumnType.STRING, False, "Replay that tried the record again."),
+    *COORDINATES[:3],
+    Column("attempt", ColumnType.INT, False, "Attempt of the dead letter that was replayed; the coordinates and it name one."),
+    Column("event_id", ColumnType.STRING, True, "Event id, where the record could be read that far."),
+    Column("entity", ColumnType.STRING, False, "Entity the topic belongs to."),
+    Column("reason", ColumnType.STRING, False, "Reason of the dead letter that was replayed."),
+    Column("outcome", ColumnType.STRING, False, "What became of it: `silver`, `duplicate`, or `dead_letter` (with the next attempt)."),
+    Column("replayed_at", ColumnType.TIMESTAMP, False, "When."),
+)
+"""Columns of the replay ledger in storage order. A dead letter without a row here is open."""
+
 
 def silver_columns(contract: Contract) -> tuple[Column, ...]:
     """Columns of an entity's silver table: the contract's, the payload hash, the coordinates."""
@@ -87,6 +118,8 @@ BRONZE = LakeTable(
 )
 DEAD_LETTERS = LakeTable("dead_letters", "dead_letters", DEAD_LETTER_COLUMNS, ("event_id",), 107)
 DUPLICATES = LakeTable("duplicates", "duplicates", DUPLICATE_COLUMNS, ("event_id",), 109)
+REPLAYS = LakeTable("replays", "replays", REPLAY_COLUMNS, ("event_id",), 113)
+BATCHES = LakeTable("batches", "batches", BATCH_COLUMNS, ("batch_id",), 127)
 SILVER: dict[str, LakeTable] = {
     contract.plural: LakeTable(contract.plural, f"silver/{contract.plural}", silver_columns(contract), ("event_id",), interval)
     for contract, interval in zip(contracts(), (83, 89, 97, 103), strict=True)

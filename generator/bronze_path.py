@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crm_resources.lake_lock import lake_lock
-from crm_resources.lake_tables import create_table, table_schema
+from crm_resources.lake_tables import append_rows, create_table, table_schema
 from crm_resources.layout import BRONZE, topic_name
 from crm_resources.ledger import LedgerWriter, ledger_dir, ledger_schema, payload_md5, publish_ledger
 from crm_resources.settings import Settings
@@ -140,7 +140,6 @@ class _Run:
     """The writer's side: one run, one bronze table."""
 
     def __init__(self, settings: Settings, run_id: str, bronze: DeltaTable) -> None:
-        self._settings = settings
         self._run_id = run_id
         self._application = f"backfill-{run_id}"
         self._bronze = bronze
@@ -168,7 +167,6 @@ class _Run:
     def commit(self, days: list[_Day]) -> None:
         """Make some days durable: ledger on disk, rows in bronze, ledger in its place."""
         import pyarrow as pa
-        from deltalake import ColumnProperties, CommitProperties, Transaction, WriterProperties, write_deltalake
 
         last = days[-1].done.day.toordinal()
         folder = self._staged / f"{self._run_id}@{last}"
@@ -176,15 +174,8 @@ class _Run:
             for day in days:
                 for batch in day.ledger.to_batches():
                     ledger.append_batch(batch)
-        write_deltalake(
-            self._bronze,
-            pa.concat_tables([d.bronze for d in days]),
-            mode="append",
-            writer_properties=WriterProperties(
-                compression="ZSTD", compression_level=1, column_properties={"value": ColumnProperties(dictionary_enabled=False)}
-            ),
-            commit_properties=CommitProperties(app_transactions=[Transaction(self._application, last)], max_commit_retries=0),
-        )
+        rows = pa.concat_tables([d.bronze for d in days])
+        append_rows(self._bronze, rows, application=self._application, version=last, plain_columns=["value"])
         publish_ledger(ledger.path, self._ledgers, self._run_id)
         folder.rmdir()
 

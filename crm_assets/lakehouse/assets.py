@@ -12,10 +12,12 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from crm_assets.conventions import (
+    BATCHES_KEY,
     BRONZE_KEY,
     DEAD_LETTERS_KEY,
     DUPLICATES_KEY,
     OWNERS,
+    REPLAYS_KEY,
     STREAM_KEY,
     Group,
     lake_lineage,
@@ -40,6 +42,8 @@ def lake_specs() -> list[dg.AssetSpec]:
         BRONZE_KEY: "Every Kafka record as it came: raw bytes and coordinates, append-only, never parsed.",
         DEAD_LETTERS_KEY: f"Records that could not become silver, with the reason, their bytes and their coordinates.\n\n{reasons}",
         DUPLICATES_KEY: "Exact duplicates that were dropped: coordinates only. With silver and dead letters they close the books.",
+        REPLAYS_KEY: "What became of dead letters that were tried again: one row per attempt. A dead letter without a row here is open.",
+        BATCHES_KEY: "The batch ledger: which offsets each batch of the stream read, how many rows it wrote where, and how long it took.",
         **{
             silver_key(c.plural): f"{c.description} Typed, append-only, unique by event id however late the duplicate comes."
             for c in contracts()
@@ -49,10 +53,9 @@ def lake_specs() -> list[dg.AssetSpec]:
 
 
 def _spec(key: dg.AssetKey, description: str) -> dg.AssetSpec:
-    upstream = [topic_key(c.plural) for c in contracts()] if key == BRONZE_KEY else [BRONZE_KEY]
     return dg.AssetSpec(
         key,
-        deps=[STREAM_KEY, *upstream] if key == BRONZE_KEY else upstream,
+        deps=_upstream(key),
         description=description,
         group_name=Group.LAKEHOUSE.value,
         kinds={"deltalake", "spark"},
@@ -60,6 +63,14 @@ def _spec(key: dg.AssetKey, description: str) -> dg.AssetSpec:
         freshness_policy=_FRESH if key == BRONZE_KEY or key.path[0] == "silver" else None,
         metadata={"dagster/column_schema": lake_schema(key), "dagster/table_name": ".".join(key.path)},
     )
+
+
+def _upstream(key: dg.AssetKey) -> list[dg.AssetKey]:
+    if key == BRONZE_KEY:
+        return [STREAM_KEY, *(topic_key(c.plural) for c in contracts())]
+    if key == BATCHES_KEY:
+        return [STREAM_KEY]
+    return [DEAD_LETTERS_KEY] if key == REPLAYS_KEY else [BRONZE_KEY]
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ def lake_sensor() -> dg.SensorDefinition:
         now = datetime.now(UTC)
         cursor: dict[str, list[float]] = json.loads(context.cursor) if context.cursor else {}
         seen = {name: Reported(int(version), at) for name, (version, at) in cursor.items()}
-        found = {key.to_user_string(): lake.table_version(loaded, path) for key, path in lake_tables().items()}
+        found = {key.to_user_string(): lake.table_version(loaded, table.path) for key, table in lake_tables().items()}
         versions = {name: version for name, version in found.items() if version is not None}
         due = due_tables(seen, versions, now)
         if not due:
@@ -101,15 +112,15 @@ def lake_sensor() -> dg.SensorDefinition:
             dg.AssetMaterialization(
                 key,
                 metadata={
-                    "dagster/row_count": lake.row_count(loaded, path),
-                    "dagster/uri": loaded.table_uri(path),
+                    "dagster/row_count": lake.row_count(loaded, table.path),
+                    "dagster/uri": loaded.table_uri(table.path),
                     "dagster/table_name": name,
                     "dagster/column_schema": lake_schema(key),
                     "dagster/column_lineage": lake_lineage(key),
                     "delta_version": versions[name],
                 },
             )
-            for key, path in lake_tables().items()
+            for key, table in lake_tables().items()
             if (name := key.to_user_string()) in due
         ]
         seen |= {name: Reported(versions[name], now.timestamp()) for name in due}

@@ -23,7 +23,7 @@ from crm_assets.streaming.transform import DETAIL, OK, RAW, REASON, Limits, Scre
 from crm_resources.contracts import Contract, Reason, contracts
 from crm_resources.contracts.derive_spark import silver_type
 from crm_resources.lake import files_of, open_table, read_columns, read_commit, row_count, unquoted
-from crm_resources.lake_tables import create_table
+from crm_resources.lake_tables import append_rows, create_table, table_schema
 from crm_resources.layout import BRONZE, COORDINATES, DEAD_LETTERS, DUPLICATES, SILVER, LakeTable, silver_columns, topic_name
 from crm_resources.settings import Settings
 
@@ -244,7 +244,6 @@ class RefineStep:
     def _write(self, table: LakeTable, parts: Sequence[pa.Table | None], rows: int, batch_id: int) -> None:
         """Append a batch's rows to a table, unless there are none or this batch did so before."""
         import pyarrow as pa
-        from deltalake import CommitProperties, Transaction, WriterProperties, write_deltalake
 
         if rows == 0:
             return
@@ -253,14 +252,9 @@ class RefineStep:
             LOG.warning("batch %s is in %s already; it is not written again", batch_id, table.name)
             return
         before = int(state.delta.version())
-        schema = pa.schema(state.delta.schema().to_arrow()).remove_metadata()
-        write_deltalake(
-            state.delta,
-            pa.concat_tables([p.select(schema.names).cast(schema) for p in parts if p is not None]),
-            mode="append",
-            writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
-            commit_properties=CommitProperties(app_transactions=[Transaction(self._application(table), batch_id)], max_commit_retries=0),
-        )
+        schema = table_schema(table).remove_metadata()
+        content = pa.concat_tables([p.select(schema.names).cast(schema) for p in parts if p is not None])
+        append_rows(state.delta, content, application=self._application(table), version=batch_id)
         commit = read_commit(self._settings, state.path, before + 1)
         if commit is None or commit.transactions.get(self._application(table)) != batch_id:
             raise BooksOpen(
