@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from crm_resources.contracts.derive_arrow import arrow_schema
 from crm_resources.layout import LakeTable
+from crm_resources.object_store import storage_options
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def create_table(settings: Settings, table: LakeTable, path: str | None = None) 
         mode="ignore",
         partition_by=list(table.partition_by),
         configuration=table_properties(table),
+        storage_options=storage_options(settings),
     )
 
 

@@ -128,7 +128,7 @@ def open_sources(settings: Settings, *, run_id: str | None = None, with_kafka: b
         warehouse_tokens=lambda plural, event_ids: _warehouse_tokens(settings, plural, event_ids),
         order_totals=lambda: _order_totals(settings),
         marts=lambda: compare_marts(settings),
-        batches=ingest_batches(Path(settings.checkpoint_root) / "ingest") if "://" not in settings.checkpoint_root else (),
+        batches=ingest_batches(Path(settings.checkpoint_root) / "ingest"),
         kafka_offsets=offsets,
     )
 

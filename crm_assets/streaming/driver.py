@@ -28,11 +28,12 @@ from crm_assets.streaming.progress import QueryProgress, QueryState, StreamProgr
 from crm_assets.streaming.rebuild import finish_swap
 from crm_assets.streaming.refine import REFINE, RefineStep, start_refine
 from crm_assets.streaming.tables import CheckpointDamaged, live
-from crm_resources.lake_lock import LakeLocked, lake_lock
+from crm_resources.lake_lock import LakeLocked, LakeLockLost, lake_lock
 from crm_resources.lake_tables import create_table
 from crm_resources.layout import BRONZE
+from crm_resources.object_store import ObjectStoreError
 from crm_resources.settings import Settings, load_settings
-from crm_resources.spark import SparkJarsMissing, end_session, spark_session
+from crm_resources.spark import SparkJarsMissing, end_session, kill_java, spark_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -53,6 +54,9 @@ COMMIT_SECONDS = 5.0
 
 STOP_SECONDS = 120.0
 """How long a batch in hand may take to end after a stop was asked for; then the query is interrupted, which loses nothing."""
+
+EXIT_LOCK_LOST = 3
+"""Exit status when the lake's lock was lost; the supervisor starts the driver again, which then waits for the lock or is refused."""
 
 
 class Board:
@@ -166,11 +170,13 @@ class Driver:
     Args:
         settings: environment and limits.
         spark: session of this process.
+        may_write: raises when the lake's lock is lost.
     """
 
-    def __init__(self, settings: Settings, spark: SparkSession) -> None:
+    def __init__(self, settings: Settings, spark: SparkSession, may_write: Callable[[], None] = lambda: None) -> None:
         self._settings = settings
         self._spark = spark
+        self._may_write = may_write
         self._stop = threading.Event()
         self._board = Board(settings)
         self._failures = 0
@@ -218,7 +224,7 @@ class Driver:
             if self._step is not None:
                 self._refined_before += self._step.total.read
                 self._step = None
-            self._step = RefineStep(self._settings, live(self._settings))
+            self._step = RefineStep(self._settings, live(self._settings), may_write=self._may_write)
             return start_refine(self._spark, self._settings, self._step)
         except CheckpointDamaged as error:
             message = str(error)
@@ -300,16 +306,24 @@ def _reason(query: StreamingQuery) -> str:
     return "it ended without an error" if error is None else str(error)
 
 
+def end_at_once(lost: LakeLockLost) -> None:
+    """End both processes now: after the lock is lost nothing may be written, not even the rest of a batch."""
+    LOG.error("the driver ends at once: %s", lost)
+    kill_java()
+    logging.shutdown()
+    os._exit(EXIT_LOCK_LOST)
+
+
 def main() -> int:
     """Run the driver of the data set the environment names."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("py4j").setLevel(logging.WARNING)
     settings = load_settings()
     try:
-        with lake_lock(settings.lake_root, "stream"):
-            finish_swap(settings)
+        with lake_lock(settings, "stream", end_at_once) as lock:
+            finish_swap(settings, lock.check)
             spark = spark_session(settings, f"crm-stream-{settings.env}")
-            driver = Driver(settings, spark)
+            driver = Driver(settings, spark, lock.check)
             signal.signal(signal.SIGTERM, driver.ask_to_stop)
             signal.signal(signal.SIGINT, driver.ask_to_stop)
             LOG.info("driver of %s started, lake %s", settings.env, settings.lake_root)
@@ -317,7 +331,7 @@ def main() -> int:
                 return driver.run()
             finally:
                 end_session(spark)
-    except (LakeLocked, SparkJarsMissing, TopicsMissing, NotImplementedError) as error:
+    except (LakeLocked, SparkJarsMissing, TopicsMissing, ObjectStoreError) as error:
         LOG.error("%s", error)  # noqa: TRY400 -- the message says all
         return 2
 

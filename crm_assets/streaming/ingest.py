@@ -67,7 +67,7 @@ def _writer(spark: SparkSession, settings: Settings) -> DataStreamWriter:
         .outputMode("append")
         .partitionBy(*BRONZE.partition_by)
         .option("checkpointLocation", str(ingest_checkpoint(settings)))
-        .option("path", settings.table_uri(BRONZE.path))
+        .option("path", settings.spark_uri(BRONZE.path))
     )
 
 

@@ -104,15 +104,23 @@ class RefineStep:
         settings: environment and limits.
         place: live tables, or those of a rebuild.
         after_commit: called with the name of a table after a batch's rows are in it; tests crash there.
+        may_write: raises when the lake's lock is lost; asked before each commit.
     """
 
-    def __init__(self, settings: Settings, place: Place, after_commit: Callable[[str], None] = lambda _name: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        place: Place,
+        after_commit: Callable[[str], None] = lambda _name: None,
+        may_write: Callable[[], None] = lambda: None,
+    ) -> None:
         create_refined(settings, place)
         self._settings = settings
         self.place = place
         self._limits = Limits(settings.future_tolerance_seconds)
         self._screens = {c.entity: Screen(c, self._limits) for c in contracts()}
         self._after_commit = after_commit
+        self._may_write = may_write
         rows = sum(row_count(settings, place.path(t)) for t in refined_tables())
         self.generation = generation_of(place.checkpoint, tables_hold_rows=rows > 0)
         self._tables = {t.name: self._opened(t) for t in refined_tables()}
@@ -191,7 +199,7 @@ class RefineStep:
             raise BooksOpen(
                 f"bronze holds records of {', '.join(unknown)}, for which there is no contract; none of this batch is committed"
             )
-        reader = batch.sparkSession.read.schema(silver_type(BRONZE.columns)).option("basePath", self._settings.table_uri(BRONZE.path))
+        reader = batch.sparkSession.read.schema(silver_type(BRONZE.columns)).option("basePath", self._settings.spark_uri(BRONZE.path))
         return [(contract, reader.parquet(*by_topic[topic])) for topic, contract in topics.items() if topic in by_topic]
 
     def _place_entity(self, records: DataFrame, contract: Contract) -> _Placed:
@@ -254,6 +262,7 @@ class RefineStep:
         before = int(state.delta.version())
         schema = table_schema(table).remove_metadata()
         content = pa.concat_tables([p.select(schema.names).cast(schema) for p in parts if p is not None])
+        self._may_write()
         append_rows(state.delta, content, application=self._application(table), version=batch_id)
         commit = read_commit(self._settings, state.path, before + 1)
         if commit is None or commit.transactions.get(self._application(table)) != batch_id:
@@ -316,7 +325,7 @@ def _writer(spark: SparkSession, settings: Settings, step: RefineStep) -> DataSt
         spark.readStream.format("delta")
         .option("maxBytesPerTrigger", str(batch_bytes(settings)))
         .option("maxFilesPerTrigger", str(MAX_FILES))
-        .load(settings.table_uri(BRONZE.path))
+        .load(settings.spark_uri(BRONZE.path))
     )
     return rows.writeStream.queryName(REFINE).option("checkpointLocation", str(step.place.checkpoint)).foreachBatch(step)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from crm_assets.streaming.refine import RefineStep, drain_refine
 from crm_assets.streaming.tables import live, refined_tables
 from crm_resources.contracts import contract_for
@@ -36,6 +38,10 @@ def records(entity: str, values: Iterable[Message | bytes | None], *, first_offs
     return [Record(entity, json.dumps(v).encode() if isinstance(v, dict) else v, first_offset + n, partition) for n, v in enumerate(values)]
 
 
+on_both_lakes = pytest.mark.parametrize("lake_kind", ["disk", "minio"], indirect=True)
+"""Runs a test with its lake on a local disk and on MinIO."""
+
+
 class Lake:
     """Bronze and the refined tables of one test."""
 
@@ -54,7 +60,7 @@ class Lake:
     def capture(self, captured: Sequence[Record]) -> None:
         """Append the records to bronze in one commit."""
         create_table(self.settings, BRONZE)
-        self.frame(captured).coalesce(1).write.format("delta").mode("append").save(self.settings.table_uri(BRONZE.path))
+        self.frame(captured).coalesce(1).write.format("delta").mode("append").save(self.settings.spark_uri(BRONZE.path))
 
     def refine(self) -> RefineStep:
         """Refine what bronze holds beyond the checkpoint; returns the step with its counts."""
