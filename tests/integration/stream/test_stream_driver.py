@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import psutil  # noqa: TID253 -- a test may load what it tests with
 import pytest
@@ -26,7 +26,12 @@ from crm_resources.lake import row_count
 from crm_resources.lake_lock import LakeLocked
 from crm_resources.layout import BRONZE, topic_name
 from crm_resources.settings import Settings, load_settings
+from crm_resources.spark import use_object_store
+from tests.integration.stream.lake_fixtures import on_both_lakes
 from tests.integration.stream.messages import good_message
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 DEADLINE_SECONDS = 180
 
@@ -94,8 +99,12 @@ def send(settings: Settings, count: int, seed: int) -> None:
 
 
 @pytest.fixture
-def driver(stack_services: object, stack_environ: dict[str, str]) -> Iterator[DriverProcess]:
-    found = DriverProcess({**stack_environ, "CRM_ENV": f"stream{next(NUMBERS)}"})
+def driver(
+    stack_services: object, stack_environ: dict[str, str], lake_kind: str, request: pytest.FixtureRequest
+) -> Iterator[DriverProcess]:
+    env = f"stream{next(NUMBERS)}"
+    place = request.getfixturevalue("minio").variables(env) if lake_kind == "minio" else {}
+    found = DriverProcess({**stack_environ, **place, "CRM_ENV": env})
     ensure(found.settings)
     yield found
     found.end()
@@ -124,6 +133,7 @@ def never() -> StreamProgress:
     raise AssertionError("the driver has not reported")
 
 
+@on_both_lakes
 def test_killed_driver_leaves_no_java_and_goes_on_where_it_was(driver: DriverProcess) -> None:
     driver.start()
     java = driver.java()
@@ -160,13 +170,15 @@ def test_a_failing_refine_step_does_not_stop_the_capture(driver: DriverProcess) 
     wait_until(lambda: driver.placed() == 100, "refine has recovered by itself")
 
 
-def test_catch_up_gives_what_the_stream_gives(driver: DriverProcess, spark: object) -> None:
+@on_both_lakes
+def test_catch_up_gives_what_the_stream_gives(driver: DriverProcess, spark: SparkSession) -> None:
     from crm_assets.streaming.catch_up import run_both_steps
 
+    use_object_store(spark, driver.settings)
     send(driver.settings, 200, seed=5)
 
-    done = run_both_steps(spark, driver.settings)  # type: ignore[arg-type] # a session
+    done = run_both_steps(spark, driver.settings)
 
     assert done.ingested == done.refined.read == 200
     assert driver.placed() == 200
-    assert run_both_steps(spark, driver.settings).refined.read == 0  # type: ignore[arg-type] # a session
+    assert run_both_steps(spark, driver.settings).refined.read == 0

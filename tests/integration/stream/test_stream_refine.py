@@ -14,7 +14,7 @@ from crm_assets.streaming.tables import CheckpointDamaged, live
 from crm_resources.contracts import Reason
 from crm_resources.lake import table_version
 from crm_resources.layout import SILVER
-from tests.integration.stream.lake_fixtures import Lake, Record, records
+from tests.integration.stream.lake_fixtures import Lake, Record, on_both_lakes, records
 from tests.integration.stream.messages import ARRIVED, Message, good_message, spoil
 
 
@@ -85,6 +85,7 @@ def test_duplicates_are_dropped_at_any_age(lake: Lake) -> None:
     assert len(ids) == len(set(ids)) == 43
 
 
+@on_both_lakes
 def test_every_record_has_exactly_one_place(lake: Lake) -> None:
     captured = mixed()
     lake.capture(captured)
@@ -96,6 +97,7 @@ def test_every_record_has_exactly_one_place(lake: Lake) -> None:
     assert lake.places() == lake.coordinates(captured)
 
 
+@on_both_lakes
 def test_a_batch_run_again_changes_nothing(lake: Lake) -> None:
     captured = mixed(count=40)
     place = live(lake.settings)
@@ -124,6 +126,7 @@ def test_a_crash_between_two_tables_loses_and_doubles_nothing(lake: Lake, crash_
     assert lake.places() == lake.coordinates(captured)
 
 
+@on_both_lakes
 def test_a_lost_checkpoint_doubles_nothing(lake: Lake) -> None:
     captured = mixed(count=40)
     lake.capture(captured)
