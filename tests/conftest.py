@@ -80,6 +80,15 @@ class MinioServer:
             "CRM_S3_CREDENTIALS_DIR": str(self.credentials_dir),
         }
 
+    def lake_of(self, settings: Settings) -> Settings:
+        """Settings of a data set whose lake is there."""
+        place = {
+            "lake_uri": f"s3://{minio_service.BUCKET}/{settings.env}",
+            "s3_endpoint": self.endpoint,
+            "s3_credentials_dir": self.credentials_dir,
+        }
+        return settings.model_copy(update=place)
+
 
 @pytest.fixture(scope="session")
 def minio_program() -> Path:

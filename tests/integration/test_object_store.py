@@ -13,11 +13,23 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
+import pyarrow as pa  # noqa: TID253 -- tests need not start fast
 import pytest
+from deltalake import DeltaTable, write_deltalake  # noqa: TID253 -- as above
+from deltalake.exceptions import CommitFailedError  # noqa: TID253 -- as above
 
 from crm_resources.lake_lease import LOCK_OBJECT, LeaseLock
 from crm_resources.lake_lock import LakeLocked, LakeLockLost, lake_lock, lock_holder
-from crm_resources.object_store import ObjectStore, ObjectStoreError, UnsafeStoreError, credentials, demand_safe, probe_races
+from crm_resources.lake_tables import append_rows
+from crm_resources.object_store import (
+    ObjectStore,
+    ObjectStoreError,
+    UnsafeStoreError,
+    credentials,
+    demand_safe,
+    probe_races,
+    storage_options,
+)
 from crm_resources.settings import REPOSITORY, Settings, load_settings
 from tests.conftest import MinioServer
 from tests.integration.misbehaving_stores import CutOff, forgetful_store
@@ -75,6 +87,24 @@ def test_a_store_that_ignores_a_condition_is_refused_before_anything_is_written(
         with pytest.raises(UnsafeStoreError, match="would lose commits"):
             lake_lock(unsafe, "stream")
     assert store.paths("") == []
+
+
+def test_two_writers_without_the_lock_lose_a_commit_only_on_a_store_that_ignores_conditions(settings: Settings) -> None:
+    rows = pa.table({"n": [1]})
+
+    def both_append(reached: Settings, name: str) -> int:
+        """Two writers that have seen the same version commit one after the other; returns the rows there are then."""
+        uri, options = reached.table_uri(name), storage_options(reached)
+        write_deltalake(uri, rows, storage_options=options)
+        first, second = (DeltaTable(uri, storage_options=options) for _ in range(2))
+        append_rows(first, rows, application="first", version=1)
+        append_rows(second, rows, application="second", version=1)
+        return int(DeltaTable(uri, storage_options=options).to_pyarrow_dataset().count_rows())
+
+    with pytest.raises(CommitFailedError):
+        both_append(settings, "honest")
+    with forgetful(settings, "If-None-Match") as endpoint:
+        assert both_append(settings.model_copy(update={"s3_endpoint": endpoint}), "forgetful") == 2, "three rows were written, one is lost"
 
 
 def test_the_stream_does_not_start_on_a_store_that_ignores_conditions(

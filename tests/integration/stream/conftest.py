@@ -28,12 +28,6 @@ def spark(jars_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture
-def lake_kind(request: pytest.FixtureRequest) -> str:
-    """What the test's lake stands on, `disk` or `minio`; a test of both says `@on_both_lakes`."""
-    return getattr(request, "param", "disk")
-
-
-@pytest.fixture
 def lake_settings(jars_dir: Path, tmp_path: Path, lake_kind: str, request: pytest.FixtureRequest) -> Settings:
     environ = {"CRM_HOME": str(tmp_path), "CRM_JARS_DIR": str(jars_dir), "CRM_ENV": "test", "CRM_DRIVER_MEMORY": "1g"}
     if lake_kind == "minio":

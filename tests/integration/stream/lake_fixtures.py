@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from crm_assets.streaming.refine import RefineStep, drain_refine
 from crm_assets.streaming.tables import live, refined_tables
 from crm_resources.contracts import contract_for
@@ -36,10 +34,6 @@ class Record:
 def records(entity: str, values: Iterable[Message | bytes | None], *, first_offset: int = 0, partition: int = 0) -> list[Record]:
     """Records with consecutive offsets."""
     return [Record(entity, json.dumps(v).encode() if isinstance(v, dict) else v, first_offset + n, partition) for n, v in enumerate(values)]
-
-
-on_both_lakes = pytest.mark.parametrize("lake_kind", ["disk", "minio"], indirect=True)
-"""Runs a test with its lake on a local disk and on MinIO."""
 
 
 class Lake:

@@ -27,7 +27,7 @@ from crm_resources.lake_lock import LakeLocked
 from crm_resources.layout import BRONZE, topic_name
 from crm_resources.settings import Settings, load_settings
 from crm_resources.spark import use_object_store
-from tests.integration.stream.lake_fixtures import on_both_lakes
+from tests.integration.lakes import on_both_lakes
 from tests.integration.stream.messages import good_message
 
 if TYPE_CHECKING:

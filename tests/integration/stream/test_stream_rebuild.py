@@ -7,7 +7,8 @@ import pytest
 from crm_assets.streaming import rebuild as subject
 from crm_assets.streaming.rebuild import finish_swap, rebuild
 from crm_resources.lake import table_id
-from tests.integration.stream.lake_fixtures import Lake, on_both_lakes, records
+from tests.integration.lakes import on_both_lakes
+from tests.integration.stream.lake_fixtures import Lake, records
 from tests.integration.stream.test_stream_refine import Crash, messages, mixed
 
 

@@ -14,7 +14,8 @@ from crm_assets.streaming.tables import CheckpointDamaged, live
 from crm_resources.contracts import Reason
 from crm_resources.lake import table_version
 from crm_resources.layout import SILVER
-from tests.integration.stream.lake_fixtures import Lake, Record, on_both_lakes, records
+from tests.integration.lakes import on_both_lakes
+from tests.integration.stream.lake_fixtures import Lake, Record, records
 from tests.integration.stream.messages import ARRIVED, Message, good_message, spoil
 
 
