@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crm_assets.streaming.ingest import drain_ingest
+from crm_assets.streaming.ingest import IngestStep, drain_ingest
 from crm_assets.streaming.rebuild import finish_swap
 from crm_assets.streaming.refine import BatchCounts, RefineStep, drain_refine
 from crm_assets.streaming.tables import live
@@ -55,7 +55,7 @@ def catch_up(settings: Settings) -> CaughtUp:
 def run_both_steps(spark: SparkSession, settings: Settings, may_write: Callable[[], None] = lambda: None) -> CaughtUp:
     """Both steps once, one after the other; the caller holds the lock."""
     finish_swap(settings, may_write)
-    ingested = _finish(drain_ingest(spark, settings))
+    ingested = _finish(drain_ingest(spark, settings, IngestStep(settings, may_write=may_write)))
     step = RefineStep(settings, live(settings), may_write=may_write)
     _finish(drain_refine(spark, settings, step))
     return CaughtUp(ingested, step.total)

@@ -94,7 +94,7 @@ def rebuild(spark: SparkSession, settings: Settings, *, swap: bool = True, may_w
     """Rebuild, compare and swap; the caller holds the lock, and `may_write` raises when it is lost."""
     finish_swap(settings, may_write)
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    beside = Place(f"_rebuild/{name}/", Path(settings.checkpoint_root) / f"refine-{name}")
+    beside = Place(f"_rebuild/{name}/", Path(settings.checkpoint_root) / f"refine-{name}", query="rebuild")
     query = drain_refine(spark, settings, RefineStep(settings, beside, may_write=may_write))
     query.awaitTermination()
     error = query.exception()
