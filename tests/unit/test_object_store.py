@@ -35,7 +35,13 @@ MINIO_URI = "s3://lake/demo"
 def settings(tmp_path: Path) -> Settings:
     keys = {"CRM_S3_ACCESS_KEY": "reader", "CRM_S3_SECRET_KEY": "hunter2"}
     return load_settings(
-        {"CRM_HOME": str(tmp_path), "CRM_LAKE_URI": "s3://shop/crm/lake/", "CRM_S3_ENDPOINT": "https://s3.example.com", **keys}
+        {
+            "CRM_HOME": str(tmp_path),
+            "CRM_JARS_DIR": str(tmp_path / "jars"),
+            "CRM_LAKE_URI": "s3://shop/crm/lake/",
+            "CRM_S3_ENDPOINT": "https://s3.example.com",
+            **keys,
+        }
     )
 
 
