@@ -194,25 +194,33 @@ class LeaseLock:
 
     def renew(self) -> None:
         """Renew the lease once; what goes wrong for a moment is tried again by the next renewal."""
-        begun = self._clock()
-        following = replace(self._lease, renewals=self._lease.renewals + 1)
         try:
-            etag = self._store.replace(LOCK_OBJECT, following.to_bytes(), self._etag)
-            if etag is None:
-                etag = self._etag_of_own()
+            if not self._renewed() and not self._renewed():
+                LOG.warning("the lock of %s could not be renewed: it changes under our hands", self._root)
+        except LakeLockLost as lost:
+            self._lost = lost
+            LOG.error("%s", lost)  # noqa: TRY400 -- the message says all
         except ObjectStoreError as error:
             LOG.warning("the lock of %s could not be renewed: %s", self._root, error)
-            return
-        if etag is None:
-            self._lose("another process has taken it")
-            return
-        self._lease, self._etag, self._good_until = following, etag, begun + following.lease_seconds - self._margin
+        except Exception:
+            # Whatever it is, the thread must live on: it is the one that says when the lock is lost.
+            LOG.exception("the lock of %s could not be renewed", self._root)
 
-    def _etag_of_own(self) -> str | None:
-        """ETag of the object when it is ours all the same: an answer to an earlier renewal may have been lost on its way."""
+    def _renewed(self) -> bool:
+        """Replace the object by the next renewal; false when an earlier one, whose answer was lost, stood in its way."""
+        begun = self._clock()
+        self._lease = replace(self._lease, renewals=self._lease.renewals + 1)
+        etag = self._store.replace(LOCK_OBJECT, self._lease.to_bytes(), self._etag)
+        if etag is not None:
+            self._etag, self._good_until = etag, begun + self._lease.lease_seconds - self._margin
+            return True
         found = self._store.get(LOCK_OBJECT)
-        lease = parse_lease(found[0]) if found else None
-        return found[1] if found and lease is not None and lease.token == self._lease.token else None
+        there = parse_lease(found[0]) if found else None
+        if found is None or there is None or there.token != self._lease.token:
+            raise LakeLockLost(self._root, "another process has taken it")
+        # It arrived nobody knows when, so it makes the lock good for no longer; only a renewal that is answered does.
+        self._etag = found[1]
+        return False
 
     def _acquire(self) -> None:
         """Take the lock, or raise `LakeLocked`."""
@@ -224,22 +232,18 @@ class LeaseLock:
             begun, body = self._clock(), self._lease.to_bytes()
             etag = self._store.put_new(LOCK_OBJECT, body) if seen.etag is None else self._store.replace(LOCK_OBJECT, body, seen.etag)
             # When somebody else was quicker, the next look says who.
-            etag = etag or self._etag_of_own()
         self._etag, self._good_until = etag, begun + self._lease.lease_seconds - self._margin
 
     def _renew_until_the_end(self) -> None:
         while not self._end.wait(self._every if self._clock() + self._every < self._good_until else self._every / 5):
             self.renew()
             if self._lost is None and self._clock() >= self._good_until:
-                self._lose("it could not be renewed in time")
+                self._lost = LakeLockLost(self._root, "it could not be renewed in time")
+                LOG.error("%s", self._lost)
             if self._lost is not None:
                 if self._on_lost is not None:
                     self._on_lost(self._lost)
                 return
-
-    def _lose(self, why: str) -> None:
-        self._lost = LakeLockLost(self._root, why)
-        LOG.error("%s", self._lost)
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,12 @@ class ObjectStore:
             if error.code in _ABSENT:
                 return None
             raise
-        return found["Body"].read(), str(found["ETag"])
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            return found["Body"].read(), str(found["ETag"])
+        except BotoCoreError as error:
+            raise self._unusable(error) from error
 
     def paths(self, folder: str) -> list[str]:
         """Paths of all objects in a folder, at any depth, in order."""
@@ -319,17 +324,21 @@ class ObjectStore:
     def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401 -- botocore's own arguments
         from botocore.exceptions import BotoCoreError, ClientError
 
-        place = self._settings.s3_endpoint or f"AWS S3 in {self._settings.s3_region}"
         try:
             answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self.place.bucket, **arguments)
         except ClientError as error:
-            raise refusal(error.response, self.place.bucket, place) from error
+            raise refusal(error.response, self.place.bucket, self._address) from error
         except BotoCoreError as error:
-            raise ObjectStoreError(
-                f"the object store at {place} cannot be used ({_first_line(error)}); "
-                "correct CRM_S3_ENDPOINT and the credentials, or start it"
-            ) from error
+            raise self._unusable(error) from error
         return answer
+
+    @property
+    def _address(self) -> str:
+        return self._settings.s3_endpoint or f"AWS S3 in {self._settings.s3_region}"
+
+    def _unusable(self, error: Exception) -> ObjectStoreError:
+        why = f"the object store at {self._address} cannot be used ({_first_line(error)})"
+        return ObjectStoreError(f"{why}; correct CRM_S3_ENDPOINT and the credentials, or start it")
 
 
 class _RefusedError(ObjectStoreError):

@@ -136,6 +136,7 @@ def spark_session(settings: Settings, app_name: str) -> SparkSession:
 
     active = SparkSession.getActiveSession()
     if active is not None:
+        use_object_store(active, settings)
         return active
     values = spark_conf(settings, app_name)
     (settings.environment_dir / "spark" / "local").mkdir(parents=True, exist_ok=True)

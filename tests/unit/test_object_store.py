@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from crm_resources.lake_lease import Lease, Verdict, judge, parse_lease
+from crm_resources.lake_lease import Lease, LeaseLock, Verdict, judge, parse_lease
+from crm_resources.lake_lock import LakeLockLost
 from crm_resources.object_store import (
     ObjectStoreError,
     RaceResult,
@@ -68,6 +69,65 @@ def test_an_object_that_is_no_lease_is_waited_out() -> None:
     assert parse_lease(LEASE.to_bytes()) == LEASE
     assert judge(None, changed=False, unchanged_seconds=1) is Verdict.WAIT
     assert judge(None, changed=False, unchanged_seconds=1000) is Verdict.TAKE
+
+
+class MemoryStore:
+    """Objects that honour conditions, for the lock alone; `lose_answers` requests arrive without an answer."""
+
+    def __init__(self) -> None:
+        self.object: tuple[bytes, str] | None = None
+        self.changes = 0
+        self.lose_answers = 0
+
+    def get(self, _path: str) -> tuple[bytes, str] | None:
+        return self.object
+
+    def put_new(self, path: str, body: bytes) -> str | None:
+        return None if self.object else self.replace(path, body, "")
+
+    def replace(self, _path: str, body: bytes, etag: str) -> str | None:
+        if self.object is not None and self.object[1] != etag:
+            return None
+        if self.object is None or self.object[0] != body:
+            self.changes += 1
+        self.object = (body, f"etag of {body!r}")
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise ObjectStoreError("no answer")
+        return self.object[1]
+
+
+def test_a_renewal_whose_answer_was_lost_counts_only_when_another_one_is_answered() -> None:
+    """Watchers count from the moment the object changed, which was earlier than the holder knows."""
+    now = [0.0]
+    store = MemoryStore()
+    with LeaseLock(store, "s3://lake", "stream", lease_seconds=20, clock=lambda: now[0], pause=lambda _: None) as lock:
+        store.lose_answers = 1
+        now[0] = 10.0
+        lock.renew()
+        now[0] = 14.9
+        lock.check()
+        changes = store.changes
+        lock.renew()
+        assert store.changes == changes + 1, "the object must change, or a watcher would take the lock from a holder that is alive"
+        now[0] = 29.0
+        lock.check()
+        now[0] = 30.0
+        with pytest.raises(LakeLockLost):
+            lock.check()
+        lock.renew()
+        lock.check()
+
+
+def test_a_holder_that_finds_another_s_object_has_lost_the_lock() -> None:
+    store = MemoryStore()
+    lock = LeaseLock(store, "s3://lake", "stream")
+    with pytest.raises(LakeLockLost, match="another process"), lock:  # noqa: PT012 -- leaving the lock raises
+        store.object = (LEASE.to_bytes(), "another etag")
+        lock.renew()
+        with pytest.raises(LakeLockLost):
+            lock.check()
+    assert store.object == (LEASE.to_bytes(), "another etag")
 
 
 # -- what the libraries are told ------------------------------------------------------------------------------------------
