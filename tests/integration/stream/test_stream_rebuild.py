@@ -12,7 +12,6 @@ from tests.integration.stream.lake_fixtures import Lake, records
 from tests.integration.stream.test_stream_refine import Crash, messages, mixed
 
 
-@on_both_lakes
 def test_a_rebuild_equals_what_the_stream_wrote(lake: Lake) -> None:
     captured = mixed(count=50)
     half = len(captured) // 2
