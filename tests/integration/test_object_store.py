@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -31,6 +32,10 @@ from crm_resources.object_store import (
     storage_options,
 )
 from crm_resources.settings import REPOSITORY, Settings, load_settings
+from crm_resources.supervisor import ProcessState, Service
+from deploy.local.errors import StackError
+from deploy.local.lake_choice import LakeKind
+from deploy.local.stack import Stack
 from tests.conftest import MinioServer
 from tests.integration.misbehaving_stores import CutOff, forgetful_store
 
@@ -130,6 +135,25 @@ def test_what_is_set_up_wrongly_is_told_in_one_line(environ: dict[str, str], var
         lake_lock(load_settings({**environ, **variables}), "stream")
     assert "\n" not in str(refused.value)
     assert "wrong-secret" not in str(refused.value)
+
+
+# -- MinIO as a service of the local stack ------------------------------------------------------------------------------
+
+
+def test_the_stack_keeps_minio_and_remembers_that_the_lake_is_there(minio: MinioServer, stack_environ: dict[str, str]) -> None:
+    environ = {**stack_environ, "CRM_ENV": "on_minio"}
+    settings = load_settings(environ)
+    assert (settings.lake_root, settings.s3_endpoint) == ("s3://lake/on_minio", minio.endpoint)
+    (status,) = [s for s in Stack(settings, environ=environ).status() if s.service is Service.MINIO]
+    assert (status.state, f"http://127.0.0.1:{status.port}") == (ProcessState.RUNNING, minio.endpoint)
+    with pytest.raises(StackError, match=r"on MinIO \(s3://lake/on_minio\) already"):
+        Stack(settings, environ=environ, lake=LakeKind.DISK).up(environment=False)
+    assert {stat.S_IMODE(f.stat().st_mode) for f in minio.credentials_dir.iterdir()} == {0o600}
+    assert not any(str(minio.credentials_dir.joinpath("secret_key").read_text().strip()) in f.read_text() for f in conf_files(settings))
+
+
+def conf_files(settings: Settings) -> list[Path]:
+    return [*settings.home.glob("supervisor/**/*.conf"), *settings.home.glob("*.env"), *settings.home.glob("*/*.env")]
 
 
 # -- the lock -----------------------------------------------------------------------------------------------------------
