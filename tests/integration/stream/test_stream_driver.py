@@ -33,6 +33,7 @@ from crm_resources.lake_lock import LakeLocked
 from crm_resources.layout import BATCHES, BRONZE, topic_name
 from crm_resources.object_store import ObjectStore
 from crm_resources.settings import Settings, load_settings
+from crm_resources.spark import use_object_store
 from tests.integration.lakes import on_both_lakes
 from tests.integration.stream.messages import good_message
 
