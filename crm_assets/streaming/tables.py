@@ -17,6 +17,7 @@ from crm_resources.lake_tables import create_table
 from crm_resources.layout import (
     DEAD_LETTERS,
     DUPLICATES,
+    REPLAYS,
     SILVER,
     LakeTable,
 )
@@ -59,8 +60,8 @@ def refined_tables() -> tuple[LakeTable, ...]:
 
 
 def create_refined(settings: Settings, place: Place) -> None:
-    """Make the refine step's tables of a place where they do not exist."""
-    for table in refined_tables():
+    """Make the refine step's tables of a place, and the replay ledger, where they do not exist."""
+    for table in (*refined_tables(), REPLAYS):
         create_table(settings, table, place.path(table))
 
 
