@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crm_resources.contracts import contracts
-from crm_resources.layout import BRONZE, DEAD_LETTERS, DUPLICATES, SILVER, topic_name
+from crm_resources.layout import BRONZE, DEAD_LETTERS, DUPLICATES, REPLAYS, SILVER, topic_name
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ def iter_batches(
 
 @dataclass(frozen=True)
 class StreamCounts:
-    """Records in Kafka, in bronze, and refined (silver, dead letters, dropped duplicates).
+    """Records in Kafka, in bronze, and refined (silver, open dead letters, dropped duplicates).
 
     `backfilled` of those in bronze did not come through Kafka; `silver` is part of `refined`.
     """
@@ -304,7 +304,9 @@ def stream_counts(settings: Settings) -> StreamCounts:
 
     written = sum(high for c in contracts() for _, high in kafka.offsets(settings, topic_name(settings.env, c.plural)).values())
     silver = sum(row_count(settings, table.path) for table in SILVER.values())
-    refined = silver + row_count(settings, DEAD_LETTERS.path) + row_count(settings, DUPLICATES.path)
+    # Each replayed attempt has a row in the replay ledger, and is no longer open.
+    open_letters = row_count(settings, DEAD_LETTERS.path) - row_count(settings, REPLAYS.path)
+    refined = silver + open_letters + row_count(settings, DUPLICATES.path)
     return StreamCounts(written, row_count(settings, BRONZE.path), backfilled_rows(settings), refined, silver)
 
 
