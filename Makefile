@@ -15,7 +15,7 @@ READY := .venv/.ready
 export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit test test-unit test-integration lint contracts \
+.PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit dead-letters replay-dead-letters test test-unit test-integration lint contracts \
 	dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill judge-population bench-generator bench-rates validate
 
 help: ## List the commands
@@ -72,6 +72,12 @@ scenario: $(READY) ## Run a load scenario (SCENARIO=normal|spike|soak|ladder or 
 
 audit: $(READY) ## Check the books of the data set: ledger, bronze, silver, dead letters, warehouse
 	@$(PY) -m crm_assets.monitoring.audit $(ARGS)
+
+dead-letters: $(READY) ## Open dead letters by reason: how many, since when, an example, what to do
+	@$(PY) -m crm_assets.streaming.dead_letters_command list
+
+replay-dead-letters: $(READY) ## Try open dead letters again (ARGS="--reason invalid_field --dry-run"; --no-dry-run does it)
+	@$(PY) -m crm_assets.streaming.dead_letters_command replay $(ARGS)
 
 # -- checks ------------------------------------------------------------------------------------------------------------
 

@@ -95,6 +95,11 @@ def untried_dead_letters(settings: Settings, path: str = DEAD_LETTERS.path, repl
     return DeadLetters(rows.sort_by([(name, "ascending") for name in ("failed_at", *POSITION, "attempt")]), files)
 
 
+def open_dead_letters(settings: Settings) -> pa.Table:
+    """Open dead letters of the live tables, without their bytes; columns as in `DeadLetters.rows`."""
+    return open_rows(untried_dead_letters(settings).rows)
+
+
 def _with_place(rows: pa.Table, file: int) -> pa.Table:
     import pyarrow as pa
 

@@ -105,8 +105,8 @@ def carry_out(
         clock: see `Clock`.
 
     Returns:
-        `selected` records, and `outcomes`: reason → outcome → records, predicted ones after a dry run. Otherwise besides: `chunks` of this
-        run, and `settled` records whose ledger row an earlier, cut-off chunk had left out.
+        `selected` records, `outcomes` (reason → outcome → records) and `totals` (outcome → records), predicted ones after a dry run.
+        Otherwise besides: `chunks` of this run, and `settled` records whose ledger row an earlier, cut-off chunk had left out.
 
     Raises:
         ReplayInvalid: the request's arguments are wrong.
@@ -132,7 +132,7 @@ def carry_out(
         clock.pause(max(0.0, chunk.num_rows / arguments.records_per_second - (clock.seconds() - began)))
     outcomes = replay.outcomes()
     LOG.info("replay %s: %s", request.id, dict(outcomes))
-    return {"selected": outcomes.total(), "outcomes": by_reason(outcomes), "chunks": chunks, "settled": settled}
+    return {**figures(outcomes), "chunks": chunks, "settled": settled}
 
 
 @dataclass
@@ -242,7 +242,7 @@ class Replay:
             for one in placed:
                 accepted.setdefault(one.contract.entity, []).append(one.silver.select(IDENTITY))
             found += count_outcomes(ledger_rows(chunk, placed))
-        return {"selected": found.total(), "outcomes": by_reason(found)}
+        return figures(found)
 
     def outcomes(self) -> Outcomes:
         """What this replay came to so far, by its ledger."""
@@ -300,6 +300,31 @@ class Replay:
 
     def _application(self, table: LakeTable) -> str:
         return f"replay-{self.id}-{table.name}"
+
+
+def repeat_replays(settings: Settings, spark: SparkSession, step: RefineStep, ledger: pa.Table) -> None:
+    """Replay on tables made anew from bronze what had been replayed before, each record as of the time it was tried then.
+
+    Args:
+        settings: where the lake is.
+        spark: session to judge with.
+        step: refine step of the new tables; no batch of it runs.
+        ledger: the replay ledger of the old tables.
+    """
+    key = ["replayed_at", "replay_id"]
+    for moment in ledger.group_by(key).aggregate([]).sort_by([(name, "ascending") for name in key]).to_pylist():
+        again = Replay(settings, spark, step, moment["replay_id"])
+        tried = ledger.join(_one_row(ledger, moment), key, join_type="left semi").select([*POSITION, "attempt"])
+        found = again.untried()
+        rows = open_rows(found.rows).join(tried, [*POSITION, "attempt"], join_type="left semi")
+        for chunk in in_chunks(settings, step.place.path(DEAD_LETTERS), DeadLetters(rows, found.files), CHUNK_RECORDS):
+            again.try_again(chunk, moment["replayed_at"])
+
+
+def _one_row(like: pa.Table, row: Mapping[str, Any]) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([row], pa.schema([like.schema.field(name) for name in row]))
 
 
 def in_chunks(settings: Settings, path: str, letters: DeadLetters, size: int) -> Iterator[pa.Table]:
@@ -404,6 +429,14 @@ def by_reason(outcomes: Outcomes) -> dict[str, dict[str, int]]:
     for (reason, outcome), count in sorted(outcomes.items()):
         found.setdefault(reason, {})[str(outcome)] = count
     return found
+
+
+def figures(outcomes: Outcomes) -> dict[str, Any]:
+    """The figures of an answer, in JSON types; pure."""
+    totals: Counter[str] = Counter()
+    for (_, outcome), count in outcomes.items():
+        totals[str(outcome)] += count
+    return {"selected": outcomes.total(), "outcomes": by_reason(outcomes), "totals": dict(totals)}
 
 
 def _position(row: Mapping[str, Any]) -> tuple[str, int, int]:

@@ -6,7 +6,7 @@ Belongs here: the form of the request. Not here: carrying it out (`replay`), or 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -125,6 +125,11 @@ def ask_for_replay(settings: Settings, request_id: str, arguments: ReplayArgumen
             return request.id
     ask(settings, Request(request_id, RequestKind.REPLAY, wanted, datetime.now(UTC).isoformat()))
     return request_id
+
+
+def outcome_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """Reason, outcome and records of a driver's answer, in the order of the reasons; pure."""
+    return [(reason, outcome, count) for reason, outcomes in figures["outcomes"].items() for outcome, count in outcomes.items()]
 
 
 def replay_and_wait(

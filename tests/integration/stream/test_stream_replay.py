@@ -13,6 +13,7 @@ import pytest
 from crm_assets.streaming import transform
 from crm_assets.streaming.crash_points import CrashPoint, CrashPoints
 from crm_assets.streaming.dead_letters import POSITION, open_rows, untried_dead_letters
+from crm_assets.streaming.rebuild import rebuild
 from crm_assets.streaming.refine import RefineStep
 from crm_assets.streaming.replay import Clock, Replay, carry_out, in_chunks
 from crm_assets.streaming.replay_request import ReplayArguments
@@ -257,3 +258,18 @@ def test_only_what_was_selected_is_tried(lake: Lake, waiting: list[Record], argu
 
     assert {r["kafka_offset"] for r in lake.ledger()} == offsets
     assert_books_closed(lake, waiting)
+
+
+def test_a_rebuild_keeps_what_was_replayed(lake: Lake, waiting: list[Record]) -> None:
+    replay(lake, request())
+    replay(lake, request("again", reasons=["corrupt_json"]))
+    before = {t: sorted(map(str, lake.rows(t, *POSITION, "event_id"))) for t in ("orders", "duplicates", "dead_letters")}
+
+    result = rebuild(lake.spark, lake.settings)
+
+    assert result.equal, result.comparisons
+    assert {t: sorted(map(str, lake.rows(t, *POSITION, "event_id"))) for t in before} == before
+    assert Counter(r["replay_id"] for r in lake.ledger()) == {"one": len(waiting), "again": 1}
+    assert_books_closed(lake, waiting)
+    assert lake.refine().total.read == 0
+    assert replay(lake, request("after", reasons=["future_event"]))["selected"] == 0
