@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 from crm_assets.streaming.crash_points import CrashPoint, CrashPoints, crash_points
 from crm_assets.streaming.dead_letters import POSITION, DeadLetters, Selection, open_rows, read_replays, selected, untried_dead_letters
 from crm_assets.streaming.history import IDENTITY
-from crm_assets.streaming.refine import BooksOpen, Placed, RefineStep, judged_thoroughly
+from crm_assets.streaming.refine import Placed, RefineStep, judged_thoroughly
 from crm_assets.streaming.replay_request import replay_arguments
 from crm_assets.streaming.requests import Request
+from crm_assets.streaming.tables import BooksOpen
 from crm_assets.streaming.transform import RAW, Limits
 from crm_resources.contracts import contract_for
 from crm_resources.contracts.derive_arrow import arrow_schema
