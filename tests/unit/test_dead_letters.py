@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -114,34 +116,34 @@ def test_an_unanswered_replay_of_the_same_arguments_is_adopted(lake: Settings) -
     assert ask_for_replay(lake, "fourth", arguments) == "fourth"
 
 
-class _Answering:
-    """A stream that answers while the job looks whether it runs."""
-
-    def __init__(self, settings: Settings, request_id: str, given: Answer) -> None:
-        self._settings, self._id, self._given = settings, request_id, given
-
-    def status(self) -> Any:
-        from types import SimpleNamespace
-
-        answer(self._settings, self._id, self._given)
-        return SimpleNamespace(state="running")
-
-
 class Launched(dg.ConfigurableResource["Launched"]):
-    """A stream that runs, or does not."""
+    """A stream that runs or does not, and may answer a request while somebody looks whether it runs."""
 
     state: str = "running"
+    request: str = ""
+    given: str = ""
 
-    def launcher(self, _settings: Settings) -> Any:
-        from types import SimpleNamespace
-
-        return SimpleNamespace(status=lambda: SimpleNamespace(state=self.state))
+    def launcher(self, settings: Settings) -> _Stream:
+        return _Stream(settings, self.state, self.request, self.given)
 
 
-def run(config: dict[str, Any], state: str = "running") -> dg.ExecuteInProcessResult:
+@dataclass
+class _Stream:
+    settings: Settings
+    state: str
+    request: str
+    given: str
+
+    def status(self) -> _Stream:
+        if self.request:
+            answer(self.settings, self.request, Answer(**json.loads(self.given)))
+        return self
+
+
+def run(config: dict[str, Any], launched: Launched) -> dg.ExecuteInProcessResult:
     return replay_dead_letters.execute_in_process(
-        run_config={"ops": {"ask_driver_to_replay": {"config": config}}},
-        resources={"settings": SettingsResource(), "stream_launcher": Launched(state=state)},
+        run_config={"ops": {"ask_driver_to_replay": {"config": {"timeout_seconds": 20, **config}}}},
+        resources={"settings": SettingsResource(), "stream_launcher": launched},
         raise_on_error=False,
     )
 
@@ -153,29 +155,24 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
 
 
 def test_the_job_refuses_a_wrong_config_before_it_asks(lake: Settings) -> None:
-    result = run({"reasons": ["typo"]})
+    result = run({"reasons": ["typo"]}, Launched())
     assert "reasons.0: unknown reason" in failure(result)
     assert open_requests(lake) == []
 
 
 def test_the_job_says_that_the_stream_does_not_run_and_leaves_the_request(lake: Settings) -> None:
-    result = run({"reasons": ["null_value"]}, state="stopped")
+    result = run({"reasons": ["null_value"]}, Launched(state="stopped"))
     assert "does not run" in failure(result)
     (left,) = open_requests(lake)
     assert left.arguments["dry_run"] is True
 
 
 def test_the_job_adopts_the_request_of_a_killed_run_and_reports_its_answer(lake: Settings) -> None:
-    run({"reasons": ["null_value"]}, state="stopped")
-    (left,) = open_requests(lake)
+    ask_for_replay(lake, "killed", replay_arguments({"reasons": ["null_value"]}))
     figures = {"selected": 3, "outcomes": {"null_value": {"dead_letter": 3}}, "totals": {"dead_letter": 3}}
-    began, ended = NOON.isoformat(), (NOON + timedelta(seconds=4)).isoformat()
-    launched = Launched()
-    object.__setattr__(launched, "launcher", lambda _settings: _Answering(lake, left.id, Answer(True, None, figures, began, ended)))
-    result = replay_dead_letters.execute_in_process(
-        run_config={"ops": {"ask_driver_to_replay": {"config": {"reasons": ["null_value"]}}}},
-        resources={"settings": SettingsResource(), "stream_launcher": launched},
-    )
+    given = Answer(True, None, figures, NOON.isoformat(), (NOON + timedelta(seconds=4)).isoformat())
+    result = run({"reasons": ["null_value"]}, Launched(request="killed", given=json.dumps(asdict(given))))
+    assert result.success
     (output,) = [e for e in result.all_events if e.event_type_value == "STEP_OUTPUT"]
     assert output.step_output_data.metadata["selected_rows"].value == 3
     assert output.step_output_data.metadata["seconds"].value == 4.0
@@ -183,13 +180,6 @@ def test_the_job_adopts_the_request_of_a_killed_run_and_reports_its_answer(lake:
 
 
 def test_the_job_fails_with_the_answers_error(lake: Settings) -> None:
-    run({}, state="stopped")
-    (left,) = open_requests(lake)
-    launched = Launched()
-    object.__setattr__(launched, "launcher", lambda _settings: _Answering(lake, left.id, Answer(False, "BooksOpen: why", {}, "", "")))
-    result = replay_dead_letters.execute_in_process(
-        run_config={"ops": {"ask_driver_to_replay": {"config": {}}}},
-        resources={"settings": SettingsResource(), "stream_launcher": launched},
-        raise_on_error=False,
-    )
-    assert "BooksOpen: why" in failure(result)
+    ask_for_replay(lake, "asked", replay_arguments({}))
+    given = Answer(False, "BooksOpen: why", {}, NOON.isoformat(), NOON.isoformat())
+    assert "BooksOpen: why" in failure(run({}, Launched(request="asked", given=json.dumps(asdict(given)))))
