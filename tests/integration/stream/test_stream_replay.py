@@ -245,7 +245,7 @@ def test_the_rate_is_kept_by_pauses_between_chunks(lake: Lake, waiting: list[Rec
 
 def test_a_rebuild_keeps_what_was_replayed(lake: Lake, waiting: list[Record]) -> None:
     replay(lake, request())
-    replay(lake, request("again", reasons=["corrupt_json"]))
+    replay(lake, request("again", reasons=["corrupt_json"]), clock=Waits(COME + timedelta(hours=1)).clock)
     before = {t: sorted(map(str, lake.rows(t, *POSITION, "event_id"))) for t in ("orders", "duplicates", "dead_letters")}
 
     result = rebuild(lake.spark, lake.settings)
