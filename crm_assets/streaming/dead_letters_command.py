@@ -28,13 +28,18 @@ def list_open() -> None:
     """Show open dead letters by reason: how many, since when, one of them, and what to do."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     settings = load_settings()
     started = datetime.now(UTC)
     found = summary_by_reason(open_dead_letters(settings))
-    shown = Table("reason", "open", "oldest", "example", "what to do", title=f"open dead letters of {settings.env}", title_justify="left")
+    shown = Table(title=f"open dead letters of {settings.env}", title_justify="left")
+    shown.add_column("reason", no_wrap=True)
+    shown.add_column("open", justify="right")
+    for name in ("oldest", "example", "what to do"):
+        shown.add_column(name, overflow="fold")
     for one in found:
-        example = f"{one.example} {one.detail}".strip()
+        example = Text(f"{one.example} {one.detail}".strip())  # what a producer sent is no markup
         shown.add_row(one.reason, f"{one.count:,}", f"{one.oldest:%Y-%m-%d %H:%M:%S}Z", example, one.what_to_do)
     console = Console()
     if found:
