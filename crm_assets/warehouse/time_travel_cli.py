@@ -88,8 +88,8 @@ def print_journey(settings: Settings, journey: Journey, console: Console) -> Non
         console.print("EQUAL: everything is as it was reported", style="green")
     if journey.kept:
         console.print(
-            f"The marts are in the database {journey.database}; `CRM_ENV={place.place} make psql` opens it, and the role crm_read may "
-            "read it. The same command without KEEP=1 drops it.",
+            f'The marts are in the database {journey.database}: make psql ARGS="-d {journey.database}". The role crm_read may read them. '
+            "The same command without KEEP=1 drops it.",
             soft_wrap=True,
             highlight=False,
         )
