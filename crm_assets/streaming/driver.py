@@ -145,6 +145,8 @@ class Driver:
         self._groups[batch.query].commit(batch.ends)
 
     def _start_refine(self) -> StreamingQuery | None:
+        if self._step is not None:
+            self._step.close(STOP_SECONDS)  # a request may still be writing its tables
         self._step = None
         try:
             place, passing = live(self._settings), self._crash.passing

@@ -1,5 +1,7 @@
 """Silver, dead letters and duplicates made anew from bronze: beside the live tables, compared with them, then swapped in.
 
+What had been replayed is replayed again on the new tables, each record as of the time it was tried then, so that no record that came
+to silver that way is lost, and the new replay ledger fits the new tables.
 Belongs here: the way of a rebuild and its swap, which a crash may interrupt at any point. Not here: the refining itself
 (`refine`), which a rebuild runs unchanged. A rebuilt table is another table (its id is new): readers with a bookmark notice.
 """
@@ -15,11 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crm_assets.streaming.dead_letters import read_replays
 from crm_assets.streaming.refine import RefineStep, drain_refine
+from crm_assets.streaming.replay import repeat_replays
 from crm_assets.streaming.tables import Place, live, refined_tables
 from crm_resources.lake import files_of, lake_filesystem, open_table, read_columns, write_whole
 from crm_resources.lake_lock import lake_lock
-from crm_resources.layout import SILVER, LakeTable
+from crm_resources.layout import REPLAYS, SILVER, LakeTable
 from crm_resources.object_store import ObjectStore
 from crm_resources.settings import Settings
 from crm_resources.spark import end_session, kill_java, spark_session
@@ -95,14 +99,17 @@ def rebuild(spark: SparkSession, settings: Settings, *, swap: bool = True, may_w
     finish_swap(settings, may_write)
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     beside = Place(f"_rebuild/{name}/", Path(settings.checkpoint_root) / f"refine-{name}", query="rebuild")
-    query = drain_refine(spark, settings, RefineStep(settings, beside, may_write=may_write))
+    step = RefineStep(settings, beside, may_write=may_write)
+    query = drain_refine(spark, settings, step)
     query.awaitTermination()
     error = query.exception()
     if error is not None:
         raise RebuildFailed(f"the rebuild in {settings.table_uri(beside.prefix)} failed, the live tables are untouched: {error}")
+    # Bronze knows nothing of replays: an event whose time came, or a record that fits a contract widened since.
+    repeat_replays(settings, spark, step, read_replays(settings, [c.name for c in REPLAYS.columns]))
     comparisons = tuple(
         TableComparison(t.name, _content(settings, live(settings).path(t), t), _content(settings, beside.path(t), t))
-        for t in refined_tables()
+        for t in _rebuilt_tables()
     )
     if not swap:
         _remove_tables(settings, beside)
@@ -132,7 +139,7 @@ def _plan_swap(settings: Settings, beside: Place, name: str) -> str:
     """Write down every renaming before the first one: tables by their path below the lake's root, checkpoints as folders of this disk."""
     current, away = live(settings), f"_replaced/{name}"
     moves: list[tuple[str, str]] = []
-    for table in refined_tables():
+    for table in _rebuilt_tables():
         if open_table(settings, current.path(table)) is not None:
             moves.append((current.path(table), f"{away}/{table.path}"))
         moves.append((beside.path(table), current.path(table)))
@@ -174,6 +181,10 @@ def _remove_tables(settings: Settings, place: Place) -> None:
         ObjectStore(settings).delete_folder(place.prefix)
     else:
         shutil.rmtree(Path(settings.table_uri(place.prefix)), ignore_errors=True)
+
+
+def _rebuilt_tables() -> tuple[LakeTable, ...]:
+    return (*refined_tables(), REPLAYS)
 
 
 def _content(settings: Settings, path: str, table: LakeTable) -> Content:
