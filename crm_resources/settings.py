@@ -18,6 +18,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+SHORTEST_RETENTION_DAYS = 30
+"""What loads that lag behind and time travel are promised."""
+
 
 class Profile(StrEnum):
     """Which parts the platform stands on."""
@@ -58,6 +61,15 @@ class Settings(BaseSettings):
     max_records_per_batch: int = Field(default=250_000, ge=1, description="Upper bound of records a micro-batch takes.")
     driver_memory: str = Field(default="2g", pattern=r"^[0-9]+[mg]$", description="Heap of the Spark driver.")
     spark_cores: int = Field(default=2, ge=1, description="Cores the Spark driver uses.")
+    retention_days: int = Field(
+        default=SHORTEST_RETENTION_DAYS,
+        ge=SHORTEST_RETENTION_DAYS,
+        description="How long the lake keeps replaced files and its logs: the furthest a load may lag behind, and time travel reaches.",
+    )
+    max_lag_records: int = Field(default=500_000, ge=0, description="Records the stream may lag behind Kafka before its check fails.")
+    max_lag_seconds: float = Field(
+        default=120.0, gt=0, description="Age of the oldest record the stream has not placed before its check fails."
+    )
 
     redis_url: SecretStr | None = Field(
         default=None,

@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -136,6 +137,21 @@ class RefineStep:
         if ended:
             self._gate.release()
         return ended
+
+    @contextmanager
+    def between_batches(self) -> Iterator[None]:
+        """Hold off batches while another thread of this process writes the refined tables, then look at them anew.
+
+        Raises:
+            StepClosed: the stream is stopping.
+        """
+        with self._gate:
+            if self._closed:
+                raise StepClosed("the stream is stopping")
+            try:
+                yield
+            finally:
+                self._tables = {t.name: self._opened(t) for t in refined_tables()}
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
         """Place every record of a batch.
