@@ -150,21 +150,6 @@ class RefineStep:
             self._gate.release()
         return ended
 
-    @contextmanager
-    def between_batches(self) -> Iterator[None]:
-        """Hold off batches while another thread of this process writes the refined tables, then look at them anew.
-
-        Raises:
-            StepClosed: the stream is stopping.
-        """
-        with self._gate:
-            if self._closed:
-                raise StepClosed("the stream is stopping")
-            try:
-                yield
-            finally:
-                self._tables = {t.name: self._opened(t) for t in refined_tables()}
-
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
         """Place every record of a batch.
 
