@@ -27,6 +27,9 @@ class StreamState(StrEnum):
     FAILED = "failed"
 
 
+ALIVE = frozenset({StreamState.STARTING, StreamState.RUNNING, StreamState.RESTARTING})
+"""States in which there is a driver, or will be one in a moment."""
+
 _STATES = {
     ProcessState.STOPPED: StreamState.STOPPED,
     ProcessState.STARTING: StreamState.STARTING,

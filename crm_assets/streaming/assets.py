@@ -13,14 +13,10 @@ import dagster as dg
 from crm_assets.conventions import OWNERS, STREAM_KEY, Group, topic_key
 from crm_resources.contracts import contracts
 from crm_resources.dagster_resources import SettingsResource, StreamLauncherResource
-from crm_resources.stream_launcher import StreamState
+from crm_resources.stream_launcher import ALIVE
 
 VERIFY_SECONDS = 180
 """How long a started driver may take to both queries running; a cold JVM on two busy cores needs about a third of it."""
-
-
-ALIVE = {StreamState.STARTING, StreamState.RUNNING, StreamState.RESTARTING}
-"""States in which there is a driver, or will be one in a moment."""
 
 
 @dg.asset(

@@ -18,7 +18,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -245,8 +245,44 @@ def kept_tables() -> tuple[LakeTable, ...]:
     return (BRONZE, *dict.fromkeys((*refined_tables(), REPLAYS, BATCHES)))
 
 
+def readers_of(settings: Settings) -> dict[str, tuple[Reader, ...]]:
+    """Who reads which table by version: the warehouse's bookmarks, and the refine query's position in bronze.
+
+    Raises:
+        crm_resources.warehouse.WarehouseError: the bookmarks cannot be read, so nothing may be removed.
+    """
+    found: dict[str, tuple[Reader, ...]] = {
+        SILVER[name].name: (Reader("the warehouse load", mark.version),)
+        for name, mark in warehouse.bookmarks(settings).items()
+        if name in SILVER
+    }
+    position = refine_position(settings)
+    if position is not None:
+        found[BRONZE.name] = (Reader("the refine query", position),)
+    return found
+
+
+def refine_position(settings: Settings) -> int | None:
+    """Last version of bronze that is refined for good, by the refine query's checkpoint; `None` before its first batch."""
+    folder = live(settings).checkpoint / "offsets"
+    # The batch planned last may not be done: it is then run again from where the one before it ended.
+    latest = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))[-2:]
+    starts = [json.loads(p.read_text().splitlines()[-1])["reservoirVersion"] for p in latest]
+    return min(starts) - 1 if starts else None
+
+
+Readers = Callable[[Settings], Mapping[str, Sequence[Reader]]]
+"""Tells who reads which table, by the table's name."""
+
+
 def carry_out(
-    settings: Settings, spark: SparkSession | None, step: Pausable | None, request: Request, now: datetime | None = None
+    settings: Settings,
+    spark: SparkSession | None,
+    step: Pausable | None,
+    request: Request,
+    *,
+    now: datetime | None = None,
+    readers_of: Readers = readers_of,
 ) -> dict[str, Any]:
     """Do what a request of kind `compact`, `vacuum` or `checkpoint` asks for, table by table.
 
@@ -256,6 +292,7 @@ def carry_out(
         step: the running refine step, `None` where none runs.
         request: arguments of `compact`: `min_small_files`; of `vacuum`: `retention_days`, `unsafe`, `dry_run`; of all: `tables` (names).
         now: current time.
+        readers_of: who reads which table.
 
     Returns:
         `tables` (one dict of `TableFigures` each), `seconds`, `longest_pause_seconds`, `skipped` (reasons), `dry_run`.
@@ -296,32 +333,6 @@ def carry_out(
         "skipped": [f.skipped for f in done if f.skipped],
         "dry_run": bool(asked.get("dry_run")),
     }
-
-
-def readers_of(settings: Settings) -> dict[str, tuple[Reader, ...]]:
-    """Who reads which table by version: the warehouse's bookmarks, and the refine query's position in bronze.
-
-    Raises:
-        crm_resources.warehouse.WarehouseError: the bookmarks cannot be read, so nothing may be removed.
-    """
-    found: dict[str, tuple[Reader, ...]] = {
-        SILVER[name].name: (Reader("the warehouse load", mark.version),)
-        for name, mark in warehouse.bookmarks(settings).items()
-        if name in SILVER
-    }
-    position = refine_position(settings)
-    if position is not None:
-        found[BRONZE.name] = (Reader("the refine query", position),)
-    return found
-
-
-def refine_position(settings: Settings) -> int | None:
-    """Last version of bronze that is refined for good, by the refine query's checkpoint; `None` before its first batch."""
-    folder = live(settings).checkpoint / "offsets"
-    # The batch planned last may not be done: it is then run again from where the one before it ended.
-    latest = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))[-2:]
-    starts = [json.loads(p.read_text().splitlines()[-1])["reservoirVersion"] for p in latest]
-    return min(starts) - 1 if starts else None
 
 
 def table_state(settings: Settings, table: LakeTable, readers: Sequence[Reader] = ()) -> TableState | None:

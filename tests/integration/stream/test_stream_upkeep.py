@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 EVENTS = SILVER["events"]
 
 
-@pytest.fixture(autouse=True)
-def _no_warehouse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These lakes have no warehouse; who reads them is told by the tests themselves."""
-    monkeypatch.setattr(upkeep.warehouse, "bookmarks", lambda _settings: {})
-
-
 def event_rows(count: int, number: int) -> pa.Table:
     """Rows of silver events with ids that rise with `number`."""
     import pyarrow as pa
@@ -53,6 +47,19 @@ def many_commits(settings: Settings, commits: int, first: int = 0) -> None:
 
 def request(kind: RequestKind, **arguments: object) -> Request:
     return Request("test", kind, arguments)
+
+
+def carry_out(
+    lake: Lake | Settings, wanted: Request, *, step: RefineStep | None = None, spark: SparkSession | None = None, **more: Any
+) -> dict[str, Any]:
+    """Upkeep of a lake without a warehouse: only the refine query reads it by version, unless the test says otherwise."""
+    settings = lake if isinstance(lake, Settings) else lake.settings
+    return upkeep.carry_out(settings, spark, step, wanted, **{"readers_of": refine_only, **more})
+
+
+def refine_only(settings: Settings) -> dict[str, tuple[upkeep.Reader, ...]]:
+    position = upkeep.refine_position(settings)
+    return {} if position is None else {BRONZE.name: (upkeep.Reader("the refine query", position),)}
 
 
 def of_table(answer: dict[str, Any], name: str) -> dict[str, Any]:
@@ -78,12 +85,12 @@ def test_one_upkeep_brings_hundreds_of_files_and_log_entries_down(lake_settings:
     before = ids(lake_settings)
     log = Path(lake_settings.table_uri(EVENTS.path)) / "_delta_log"
 
-    compacted = of_table(upkeep.carry_out(lake_settings, None, None, request(RequestKind.COMPACT)), EVENTS.name)
-    upkeep.carry_out(lake_settings, None, None, request(RequestKind.CHECKPOINT))
+    compacted = of_table(carry_out(lake_settings, request(RequestKind.COMPACT)), EVENTS.name)
+    carry_out(lake_settings, request(RequestKind.CHECKPOINT))
     in_a_month = datetime.now(UTC) + timedelta(days=31)
     entries = len(list(log.glob("*.json")))
-    kept = upkeep.carry_out(lake_settings, None, None, request(RequestKind.VACUUM))
-    vacuumed = of_table(upkeep.carry_out(lake_settings, None, None, request(RequestKind.VACUUM), now=in_a_month), EVENTS.name)
+    kept = carry_out(lake_settings, request(RequestKind.VACUUM))
+    vacuumed = of_table(carry_out(lake_settings, request(RequestKind.VACUUM), now=in_a_month), EVENTS.name)
 
     assert (compacted["files_before"], compacted["files_after"]) == (300, 1)
     assert of_table(kept, EVENTS.name)["removed_files"] == of_table(kept, EVENTS.name)["removed_log_files"] == 0
@@ -99,7 +106,7 @@ def test_files_merged_again_and_again_span_the_ids_of_their_time_only(lake_setti
     monkeypatch.setattr(upkeep, "SMALL_BYTES", 100_000)
     for turn in range(4):
         many_commits(lake_settings, 40, first=40 * turn)
-        upkeep.carry_out(lake_settings, None, None, request(RequestKind.COMPACT, tables=[EVENTS.name]))
+        carry_out(lake_settings, request(RequestKind.COMPACT, tables=[EVENTS.name]))
 
     table = open_table(lake_settings, EVENTS.path)
     assert table is not None
@@ -112,7 +119,7 @@ def test_a_reader_behind_compaction_is_given_each_row_once(lake_settings: Settin
     many_commits(lake_settings, 20)
     bookmark = table_version(lake_settings, EVENTS.path)
     many_commits(lake_settings, 20, first=20)
-    upkeep.carry_out(lake_settings, None, None, request(RequestKind.COMPACT))
+    carry_out(lake_settings, request(RequestKind.COMPACT))
     many_commits(lake_settings, 1, first=40)
 
     changes = added_files(lake_settings, EVENTS.path, bookmark)
@@ -131,23 +138,25 @@ def test_what_a_crash_left_behind_is_removed_once_it_is_old_and_current_files_st
     make_older(lake_settings, days=40)
     young.write_bytes(b"not committed yet")
 
-    found = of_table(upkeep.carry_out(lake_settings, None, None, request(RequestKind.VACUUM, dry_run=True)), EVENTS.name)
+    found = of_table(carry_out(lake_settings, request(RequestKind.VACUUM, dry_run=True)), EVENTS.name)
     assert (found["removed_files"], left.exists()) == (1, True), "a dry run only tells"
-    upkeep.carry_out(lake_settings, None, None, request(RequestKind.VACUUM))
+    carry_out(lake_settings, request(RequestKind.VACUUM))
 
     assert not left.exists()
     assert young.exists()
     assert len(ids(lake_settings)) == 15
 
 
-def test_vacuum_stops_at_a_bookmark_and_says_so(lake_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vacuum_stops_at_a_bookmark_and_says_so(lake_settings: Settings) -> None:
     many_commits(lake_settings, 30)
-    upkeep.carry_out(lake_settings, None, None, request(RequestKind.COMPACT))
-    upkeep.carry_out(lake_settings, None, None, request(RequestKind.CHECKPOINT))
+    carry_out(lake_settings, request(RequestKind.COMPACT))
+    carry_out(lake_settings, request(RequestKind.CHECKPOINT))
     in_a_month = datetime.now(UTC) + timedelta(days=31)
-    monkeypatch.setattr(upkeep, "readers_of", lambda _settings: {EVENTS.name: (upkeep.Reader("the warehouse load", 7),)})
 
-    answer = upkeep.carry_out(lake_settings, None, None, request(RequestKind.VACUUM), now=in_a_month)
+    def behind(_settings: Settings) -> dict[str, tuple[upkeep.Reader, ...]]:
+        return {EVENTS.name: (upkeep.Reader("the warehouse load", 7),)}
+
+    answer = carry_out(lake_settings, request(RequestKind.VACUUM), now=in_a_month, readers_of=behind)
 
     assert of_table(answer, EVENTS.name)["removed_files"] == of_table(answer, EVENTS.name)["removed_log_files"] == 0
     (reason,) = answer["skipped"]
@@ -185,7 +194,7 @@ def test_a_running_step_goes_on_behind_compaction_and_still_knows_every_duplicat
     for n in range(20):
         step(lake.frame(captured(n)), n)
 
-    figures = upkeep.carry_out(lake.settings, None, step, request(RequestKind.COMPACT))
+    figures = carry_out(lake, request(RequestKind.COMPACT), step=step)
     resent = [Record(r.entity, r.value, 1000 + n) for n, r in enumerate(captured(3))]
     step(lake.frame([*captured(20), *resent]), 20)
 
@@ -202,7 +211,7 @@ def test_bronze_compacted_by_spark_is_not_refined_again(lake: Lake, spark: Spark
     assert lake.refine().total.read == 180
     lake.capture(captured(18))
 
-    figures = upkeep.carry_out(lake.settings, spark, None, request(RequestKind.COMPACT, tables=[BRONZE.name]))
+    figures = carry_out(lake, request(RequestKind.COMPACT, tables=[BRONZE.name]), spark=spark)
     lake.capture(captured(19))
     counts = lake.refine().total
 
@@ -211,7 +220,7 @@ def test_bronze_compacted_by_spark_is_not_refined_again(lake: Lake, spark: Spark
     assert (counts.read, counts.duplicates) == (20, 0)
     assert row_count(lake.settings, BRONZE.path) == row_count(lake.settings, EVENTS.path) == 200
     assert upkeep.refine_position(lake.settings) is not None
-    upkeep.carry_out(lake.settings, spark, None, request(RequestKind.CHECKPOINT, tables=[BRONZE.name]))
+    carry_out(lake, request(RequestKind.CHECKPOINT, tables=[BRONZE.name]), spark=spark)
     hint = json.loads((Path(lake.settings.table_uri(BRONZE.path)) / "_delta_log" / "_last_checkpoint").read_text())
     assert hint["version"] == table_version(lake.settings, BRONZE.path)
 
@@ -222,15 +231,15 @@ def test_bronze_compacted_while_nothing_runs_is_read_on_by_spark(lake: Lake) -> 
     lake.refine()
     position = upkeep.refine_position(lake.settings)
 
-    figures = upkeep.carry_out(lake.settings, None, None, request(RequestKind.COMPACT))
+    figures = carry_out(lake, request(RequestKind.COMPACT))
     lake.capture(captured(18))
     in_a_month = datetime.now(UTC) + timedelta(days=31)
-    removed = upkeep.carry_out(lake.settings, None, None, request(RequestKind.VACUUM), now=in_a_month)
+    removed = carry_out(lake, request(RequestKind.VACUUM), now=in_a_month)
     counts = lake.refine().total
 
     assert of_table(figures, BRONZE.name)["files_after"] == 1
     assert position is not None
     assert removed["skipped"], "the refine query has not read the last capture, which is a month old by that clock"
     assert counts.read == 10
-    assert upkeep.carry_out(lake.settings, None, None, request(RequestKind.VACUUM), now=in_a_month)["skipped"] == []
+    assert carry_out(lake, request(RequestKind.VACUUM), now=in_a_month)["skipped"] == []
     assert len(lake.places()) == 190
