@@ -49,7 +49,7 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
             warehouse.load_raw,
             *warehouse.dbt_assets_definition(),
         ],
-        asset_checks=[*checks.asset_checks, *lake_health.asset_checks],
+        asset_checks=[*checks.asset_checks, *streaming.asset_checks, *lake_health.asset_checks],
         jobs=[
             warehouse.refresh_job,
             checks.audit_job,
