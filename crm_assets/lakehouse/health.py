@@ -90,9 +90,9 @@ _DESCRIPTIONS = {
 
 @dg.multi_asset_check(
     specs=[dg.AssetCheckSpec(name, asset=key, description=text) for key in lake_tables() for name, text in _DESCRIPTIONS.items()],
-    name="lake_health",
+    name="lake_checks",
 )
-def lake_health(settings: SettingsResource) -> Iterator[dg.AssetCheckResult]:
+def lake_checks(settings: SettingsResource) -> Iterator[dg.AssetCheckResult]:
     """Look at every table's files, log and readers. A table that does not exist yet has nothing wrong with it."""
     loaded = settings.load()
     now, readers = datetime.now(UTC), readers_of(loaded)
@@ -108,11 +108,11 @@ def lake_health(settings: SettingsResource) -> Iterator[dg.AssetCheckResult]:
             )
 
 
-asset_checks: list[dg.AssetChecksDefinition] = [lake_health]
+asset_checks: list[dg.AssetChecksDefinition] = [lake_checks]
 
 lake_health_job = dg.define_asset_job(
     "lake_health",
-    selection=dg.AssetSelection.checks(lake_health),
+    selection=dg.AssetSelection.checks(lake_checks),
     executor_def=dg.in_process_executor,
     description="Checks files, logs and readers of every lake table.",
 )
