@@ -27,6 +27,9 @@ OP_SECONDS = 50.0
 REPORT_EVERY = timedelta(seconds=60)
 """Progress is reported at most this often."""
 
+RETRIES = 2
+"""Further tries: a cold start on a busy machine takes longer than one, and the next adopts the driver that is coming up."""
+
 _FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=6))
 
 
@@ -42,8 +45,6 @@ _FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_wi
         "stops the stream again; so does the job `stop_stream`, and nothing else."
     ),
     freshness_policy=_FRESH,
-    # A cold start on a busy machine may take longer than one try; the next one adopts the driver that is coming up.
-    retry_policy=dg.RetryPolicy(max_retries=2, delay=1),
     check_specs=[dg.AssetCheckSpec("running", asset=STREAM_KEY, description=CHECKS["running"])],
 )
 def stream(
@@ -60,6 +61,11 @@ def stream(
         if run is not None and run.status is dg.DagsterRunStatus.CANCELING:
             context.log.info("the run is cancelled, so the stream is stopped")
             launcher.stop(wait=False)
+        raise
+    except dg.Failure as error:
+        # Not by a retry policy: Dagster would apply that to a cancelled run as well, and start the stream again.
+        if error.allow_retries and context.retry_number < RETRIES:
+            raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=1) from error
         raise
     context.log.info("both queries run, pid %s", progress.pid)
     yield dg.MaterializeResult(
