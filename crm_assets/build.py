@@ -18,6 +18,7 @@ from crm_assets.lakehouse import upkeep as lake_upkeep
 from crm_assets.monitoring import checks, refresh, upkeep
 from crm_assets.streaming import assets as streaming
 from crm_assets.warehouse import assets as warehouse
+from crm_assets.warehouse.time_travel_job import time_travel_job
 from crm_resources.dagster_resources import SettingsResource, StreamLauncherResource
 
 
@@ -52,6 +53,7 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
         asset_checks=[*checks.asset_checks, *streaming.asset_checks, *lake_health.asset_checks],
         jobs=[
             warehouse.refresh_job,
+            time_travel_job,
             checks.audit_job,
             *streaming.jobs,
             *lake_upkeep.jobs,

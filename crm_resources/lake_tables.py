@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 
-def table_properties(table: LakeTable, retention_days: int) -> dict[str, str]:
+def table_properties(table: LakeTable, history_days: int) -> dict[str, str]:
     """The Delta properties of a table; pure.
 
     Args:
         table: its declaration.
-        retention_days: how long log entries and files that are no longer current are kept.
+        history_days: how long log entries and files that are no longer current are kept.
     """
-    retention = f"interval {retention_days} days"
+    retention = f"interval {history_days} days"
     return {
         "delta.dataSkippingStatsColumns": ",".join(table.statistics),
         "delta.checkpointInterval": str(table.checkpoint_interval),
@@ -58,7 +58,7 @@ def create_table(settings: Settings, table: LakeTable, path: str | None = None) 
     """
     from deltalake import DeltaTable
 
-    wanted = table_properties(table, settings.retention_days)
+    wanted = table_properties(table, settings.history_days)
     made = DeltaTable.create(
         settings.table_uri(path or table.path),
         schema=table_schema(table),

@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     postgres_port: int = Field(default=15432, ge=1, le=65535, description="Port of the embedded PostgreSQL.")
     business_timezone: str = Field(default="UTC", description="Time zone in which an event gets its business date.")
     as_of: date | None = Field(default=None, description="Business date the marts look at; default is the current one.")
+    time_travel_days: int = Field(
+        default=30,
+        ge=1,
+        le=30,
+        description="How many days back `make time-travel` can go; 30 is what the lake keeps of its logs and replaced files.",
+    )
     future_tolerance_seconds: int = Field(
         default=86_400, ge=0, description="How far an event time may lie after its arrival before it is a dead letter."
     )
@@ -103,6 +109,11 @@ class Settings(BaseSettings):
             msg = f"CRM_BUSINESS_TIMEZONE={value!r} is no time zone; use a name such as Europe/London or Asia/Seoul"
             raise ValueError(msg) from error
         return value
+
+    @property
+    def history_days(self) -> int:
+        """Days the lake keeps what left its tables: the retention and one more, for a load may be a day behind on the first of them."""
+        return self.retention_days + 1
 
     @property
     def environment_dir(self) -> Path:

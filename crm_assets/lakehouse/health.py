@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from crm_assets.conventions import lake_tables
-from crm_assets.streaming.upkeep import TableState, readers_of, table_state
+from crm_assets.streaming.upkeep import TableState, followers_of, table_state
 from crm_resources.dagster_resources import SettingsResource
 
 MOST_SMALL_FILES = 10_000
@@ -95,10 +95,10 @@ _DESCRIPTIONS = {
 def lake_checks(settings: SettingsResource) -> Iterator[dg.AssetCheckResult]:
     """Look at every table's files, log and readers. A table that does not exist yet has nothing wrong with it."""
     loaded = settings.load()
-    now, readers = datetime.now(UTC), readers_of(loaded)
+    now, readers = datetime.now(UTC), followers_of(loaded)
     for key, table in lake_tables().items():
         state = table_state(loaded, table, readers.get(table.name, ())) or TableState(table, (), ())
-        for verdict in judge(state, timedelta(days=loaded.retention_days), now):
+        for verdict in judge(state, timedelta(days=loaded.history_days), now):
             yield dg.AssetCheckResult(
                 asset_key=key,
                 check_name=verdict.name,

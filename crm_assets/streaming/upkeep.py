@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from crm_assets.streaming.requests import Request, RequestKind
 from crm_assets.streaming.tables import live, refined_tables
 from crm_resources import warehouse
-from crm_resources.lake import DataFile, files_of, open_table, table_filesystem, unquoted
+from crm_resources.lake import DataFile, files_of, open_table, table_filesystem, table_id, unquoted
 from crm_resources.layout import BATCHES, BRONZE, REPLAYS, SILVER, LakeTable
+from crm_resources.refresh_reports import oldest_needed
 from crm_resources.settings import SHORTEST_RETENTION_DAYS, Settings
 
 if TYPE_CHECKING:
@@ -190,12 +191,14 @@ def plan_removal(state: TableState, retention: timedelta, now: datetime) -> Remo
 
 
 def retention_of(arguments: Mapping[str, Any], settings: Settings) -> timedelta:
-    """Retention a request asks for, the setting's by default; pure.
+    """Retention a request asks for, by default that of the settings with its day of grace; pure.
 
     Raises:
         UpkeepRefused: it is shorter than promised, and the request does not say `unsafe`.
     """
-    days = float(arguments.get("retention_days", settings.retention_days))
+    if "retention_days" not in arguments:
+        return timedelta(days=settings.history_days)
+    days = float(arguments["retention_days"])
     if days < SHORTEST_RETENTION_DAYS and not arguments.get("unsafe"):
         raise UpkeepRefused(
             f"a retention of {days:g} days was asked for, but loads and time travel are promised {SHORTEST_RETENTION_DAYS} days; "
@@ -246,20 +249,39 @@ def kept_tables() -> tuple[LakeTable, ...]:
 
 
 def readers_of(settings: Settings) -> dict[str, tuple[Reader, ...]]:
-    """Who reads which table by version: the warehouse's bookmarks, and the refine query's position in bronze.
+    """Who reads which table by version: loads and time travel into the warehouse, and the refine query, which reads bronze.
 
     Raises:
-        crm_resources.warehouse.WarehouseError: the bookmarks cannot be read, so nothing may be removed.
+        crm_resources.warehouse.WarehouseError: nobody knows what is still needed, so nothing may be removed.
     """
+    needed = oldest_needed(settings, datetime.now(UTC))
     found: dict[str, tuple[Reader, ...]] = {
-        SILVER[name].name: (Reader("the warehouse load", mark.version),)
-        for name, mark in warehouse.bookmarks(settings).items()
-        if name in SILVER
+        table.name: (Reader("the warehouse load, or time travel,", needed[name].version),)
+        for name, table in SILVER.items()
+        # A table that was made anew is loaded from a whole snapshot; older versions of it are another table's.
+        if name in needed and needed[name].table_id == table_id(settings, table.path)
     }
+    return found | _refine(settings)
+
+
+def followers_of(settings: Settings) -> dict[str, tuple[Reader, ...]]:
+    """Of `readers_of` those who follow their table and should be close behind it: the loads, and the refine query.
+
+    Raises:
+        crm_resources.warehouse.WarehouseError: the bookmarks cannot be read.
+    """
+    marks = warehouse.bookmarks(settings)
+    found: dict[str, tuple[Reader, ...]] = {
+        table.name: (Reader("the warehouse load", marks[name].version),)
+        for name, table in SILVER.items()
+        if name in marks and marks[name].table_id == table_id(settings, table.path)
+    }
+    return found | _refine(settings)
+
+
+def _refine(settings: Settings) -> dict[str, tuple[Reader, ...]]:
     position = refine_position(settings)
-    if position is not None:
-        found[BRONZE.name] = (Reader("the refine query", position),)
-    return found
+    return {} if position is None else {BRONZE.name: (Reader("the refine query", position),)}
 
 
 def refine_position(settings: Settings) -> int | None:

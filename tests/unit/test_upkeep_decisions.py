@@ -122,7 +122,7 @@ def test_how_long_a_reader_has_been_waiting() -> None:
 def test_less_than_the_promised_retention_has_to_be_asked_for_by_name() -> None:
     settings = load_settings({"CRM_RETENTION_DAYS": "45"})
 
-    assert retention_of({}, settings) == timedelta(days=45)
+    assert retention_of({}, settings) == timedelta(days=46)
     with pytest.raises(UpkeepRefused, match="promised 30 days"):
         retention_of({"retention_days": 29}, settings)
     assert retention_of({"retention_days": 0, "unsafe": True}, settings) == timedelta(0)

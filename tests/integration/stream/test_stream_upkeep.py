@@ -87,7 +87,7 @@ def test_one_upkeep_brings_hundreds_of_files_and_log_entries_down(lake_settings:
 
     compacted = of_table(carry_out(lake_settings, request(RequestKind.COMPACT)), EVENTS.name)
     carry_out(lake_settings, request(RequestKind.CHECKPOINT))
-    in_a_month = datetime.now(UTC) + timedelta(days=31)
+    in_a_month = datetime.now(UTC) + timedelta(days=32)
     entries = len(list(log.glob("*.json")))
     kept = carry_out(lake_settings, request(RequestKind.VACUUM))
     vacuumed = of_table(carry_out(lake_settings, request(RequestKind.VACUUM), now=in_a_month), EVENTS.name)
@@ -151,7 +151,7 @@ def test_vacuum_stops_at_a_bookmark_and_says_so(lake_settings: Settings) -> None
     many_commits(lake_settings, 30)
     carry_out(lake_settings, request(RequestKind.COMPACT))
     carry_out(lake_settings, request(RequestKind.CHECKPOINT))
-    in_a_month = datetime.now(UTC) + timedelta(days=31)
+    in_a_month = datetime.now(UTC) + timedelta(days=32)
 
     def behind(_settings: Settings) -> dict[str, tuple[upkeep.Reader, ...]]:
         return {EVENTS.name: (upkeep.Reader("the warehouse load", 7),)}
@@ -174,7 +174,7 @@ def test_a_table_from_before_gets_the_declared_properties(lake_settings: Setting
     table = open_table(lake_settings, EVENTS.path)
     assert table is not None
     assert table.metadata().configuration["delta.enableExpiredLogCleanup"] == "false"
-    assert table.metadata().configuration["delta.deletedFileRetentionDuration"] == "interval 60 days"
+    assert table.metadata().configuration["delta.deletedFileRetentionDuration"] == "interval 61 days"
     version = table.version()
     create_table(lake_settings.model_copy(update={"retention_days": 60}), EVENTS)
     assert table_version(lake_settings, EVENTS.path) == version, "nothing is committed when nothing differs"
@@ -233,7 +233,7 @@ def test_bronze_compacted_while_nothing_runs_is_read_on_by_spark(lake: Lake) -> 
 
     figures = carry_out(lake, request(RequestKind.COMPACT))
     lake.capture(captured(18))
-    in_a_month = datetime.now(UTC) + timedelta(days=31)
+    in_a_month = datetime.now(UTC) + timedelta(days=32)
     removed = carry_out(lake, request(RequestKind.VACUUM), now=in_a_month)
     counts = lake.refine().total
 
