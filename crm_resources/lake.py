@@ -72,12 +72,17 @@ class FileChanges:
 
 @dataclass(frozen=True)
 class Commit:
-    """What one entry of a Delta log says, as far as the product reads it."""
+    """What one entry of a Delta log says, as far as the product reads it.
+
+    `operation` is the writer's own word for it; `restored_version` is set where it made the table what an earlier version was.
+    """
 
     version: int
     added: tuple[DataFile, ...]
     removed: tuple[str, ...]
     transactions: dict[str, int]
+    operation: str = ""
+    restored_version: int | None = None
 
 
 def open_table(settings: Settings, path: str) -> DeltaTable | None:
@@ -142,6 +147,7 @@ def parse_commit(version: int, text: str) -> Commit:
     added: list[DataFile] = []
     removed: list[str] = []
     transactions: dict[str, int] = {}
+    info: dict[str, Any] = {}
     for line in text.splitlines():
         action = json.loads(line) if line.strip() else {}
         if (add := action.get("add")) and add.get("dataChange", True):
@@ -150,7 +156,10 @@ def parse_commit(version: int, text: str) -> Commit:
             removed.append(str(remove["path"]))
         elif txn := action.get("txn"):
             transactions[txn["appId"]] = int(txn["version"])
-    return Commit(version, tuple(added), tuple(removed), transactions)
+        info = action.get("commitInfo") or info
+    operation = str(info.get("operation", ""))
+    restored = (info.get("operationParameters") or {}).get("version") if operation == "RESTORE" else None
+    return Commit(version, tuple(added), tuple(removed), transactions, operation, None if restored is None else int(restored))
 
 
 def added_files(

@@ -12,7 +12,9 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from crm_resources.contracts.evolution import SchemaRefused
 from crm_resources.lake_lock import LakeLocked
+from crm_resources.lake_tables import TableAltered
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import Settings
 from generator.backfill import BackfillError, BackfillOutcome, day_done, run_backfill
@@ -202,6 +204,6 @@ def _own_errors() -> Iterator[None]:
     """Turn the errors of a backfill's own into a message and an exit code."""
     try:
         yield
-    except (StateError, BackfillError, LakeLocked) as error:
+    except (StateError, BackfillError, LakeLocked, TableAltered, SchemaRefused) as error:
         complain(str(error))
         raise typer.Exit(1) from error

@@ -28,8 +28,9 @@ from crm_assets.streaming.progress import QueryProgress, QueryState, StreamProgr
 from crm_assets.streaming.rebuild import finish_swap
 from crm_assets.streaming.refine import REFINE, RefineStep, start_refine
 from crm_assets.streaming.tables import CheckpointDamaged, live
+from crm_resources.contracts.evolution import SchemaRefused
 from crm_resources.lake_lock import LakeLocked, lake_lock
-from crm_resources.lake_tables import create_table
+from crm_resources.lake_tables import TableAltered, create_table, refuse_altered
 from crm_resources.layout import BRONZE
 from crm_resources.settings import Settings, load_settings
 from crm_resources.spark import SparkJarsMissing, end_session, spark_session
@@ -187,6 +188,7 @@ class Driver:
     def run(self) -> int:
         """Run until a stop is asked for or `ingest` fails; returns the exit status."""
         self._spark.streams.addListener(make_listener(self._board))
+        refuse_altered(self._settings, [(BRONZE, BRONZE.path)])
         create_table(self._settings, BRONZE)
         ingest = start_ingest(self._spark, self._settings)
         refine = self._start_refine()
@@ -220,7 +222,7 @@ class Driver:
                 self._step = None
             self._step = RefineStep(self._settings, live(self._settings))
             return start_refine(self._spark, self._settings, self._step)
-        except CheckpointDamaged as error:
+        except (CheckpointDamaged, SchemaRefused, TableAltered) as error:
             message = str(error)
             self._board.update(REFINE, lambda q: replace(q, state=QueryState.FAILED, error=message))
             LOG.error("refine cannot start: %s", error)  # noqa: TRY400 -- the message says all
@@ -317,7 +319,7 @@ def main() -> int:
                 return driver.run()
             finally:
                 end_session(spark)
-    except (LakeLocked, SparkJarsMissing, TopicsMissing, NotImplementedError) as error:
+    except (LakeLocked, SparkJarsMissing, TopicsMissing, SchemaRefused, TableAltered, NotImplementedError) as error:
         LOG.error("%s", error)  # noqa: TRY400 -- the message says all
         return 2
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crm_resources.contracts import contracts
-from crm_resources.lake_tables import create_table
+from crm_resources.lake_tables import create_table, refuse_altered
 from crm_resources.layout import (
     DEAD_LETTERS,
     DUPLICATES,
@@ -59,7 +59,12 @@ def refined_tables() -> tuple[LakeTable, ...]:
 
 
 def create_refined(settings: Settings, place: Place) -> None:
-    """Make the refine step's tables of a place where they do not exist."""
+    """Make the refine step's tables of a place where they do not exist, and add the columns the contracts have gained.
+
+    Raises:
+        SchemaRefused, TableAltered: a table is not as the product left it, or a contract changed in a way it cannot follow.
+    """
+    refuse_altered(settings, [(table, place.path(table)) for table in refined_tables()])
     for table in refined_tables():
         create_table(settings, table, place.path(table))
 
