@@ -30,7 +30,7 @@ from crm_assets.streaming.refine import REFINE, RefineStep, start_refine
 from crm_assets.streaming.tables import CheckpointDamaged, live
 from crm_resources.contracts.evolution import SchemaRefused
 from crm_resources.lake_lock import LakeLocked, lake_lock
-from crm_resources.lake_tables import TableAltered, create_table, refuse_altered
+from crm_resources.lake_tables import TableAltered, create_table
 from crm_resources.layout import BRONZE
 from crm_resources.settings import Settings, load_settings
 from crm_resources.spark import SparkJarsMissing, end_session, spark_session
@@ -188,7 +188,6 @@ class Driver:
     def run(self) -> int:
         """Run until a stop is asked for or `ingest` fails; returns the exit status."""
         self._spark.streams.addListener(make_listener(self._board))
-        refuse_altered(self._settings, [(BRONZE, BRONZE.path)])
         create_table(self._settings, BRONZE)
         ingest = start_ingest(self._spark, self._settings)
         refine = self._start_refine()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from crm_assets.streaming.tables import ingest_checkpoint
 from crm_resources.contracts import contracts
 from crm_resources.lake import files_of, open_table, read_columns
-from crm_resources.lake_tables import create_table
+from crm_resources.lake_tables import create_table, refuse_altered
 from crm_resources.layout import BRONZE, topic_name
 from crm_resources.settings import Settings
 
@@ -44,6 +44,7 @@ def start_ingest(spark: SparkSession, settings: Settings) -> StreamingQuery:
 
     Raises:
         TopicsMissing: a topic does not exist.
+        SchemaRefused, TableAltered: bronze is not as the product left it.
     """
     return _writer(spark, settings).trigger(processingTime=f"{int(settings.trigger_seconds * 1000)} milliseconds").start()
 
@@ -53,11 +54,13 @@ def drain_ingest(spark: SparkSession, settings: Settings) -> StreamingQuery:
 
     Raises:
         TopicsMissing: a topic does not exist.
+        SchemaRefused, TableAltered: bronze is not as the product left it.
     """
     return _writer(spark, settings).trigger(availableNow=True).start()
 
 
 def _writer(spark: SparkSession, settings: Settings) -> DataStreamWriter:
+    refuse_altered(settings, [(BRONZE, BRONZE.path)])
     create_table(settings, BRONZE)
     spark.sparkContext.setLocalProperty("spark.scheduler.pool", INGEST)
     return (
