@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import IO, Any
 
+import polars as pl
 import pytest
 
 from crm_assets.streaming.progress import QueryProgress, QueryState, read_progress
@@ -24,7 +25,7 @@ from crm_resources.settings import REPOSITORY, Settings
 from deploy.local.stack import Stack
 from tests.integration.stream.messages import good_message
 
-DEADLINE_SECONDS = 180
+DEADLINE_SECONDS = 300
 
 EDITS = {
     "class OrderLine(Message):": '    engraving: Text | None = added_in(2, "What is engraved on it.")\n',
@@ -90,8 +91,8 @@ class Installation:
             time.sleep(0.2)
 
     def settle(self, records: int) -> None:
-        placed = (*refined_tables(),)
-        self.wait(lambda: sum(lake.row_count(self.settings, t.path) for t in placed) >= records, f"{records} records have a place")
+        tables = refined_tables()
+        self.wait(lambda: sum(lake.row_count(self.settings, t.path) for t in tables) >= records, f"{records} records have a place")
 
     def refine(self) -> QueryProgress | None:
         progress = read_progress(self.settings)
@@ -100,16 +101,12 @@ class Installation:
 
     def orders(self) -> dict[str, tuple[int, str | None, list[str | None]]]:
         """Schema version, note and engravings of each order in silver, by order number."""
-        table = lake.open_table(self.settings, SILVER["orders"].path)
-        assert table is not None
-        import polars as pl
-
         rows = pl.read_delta(str(self.settings.table_uri(SILVER["orders"].path))).to_dicts()
         return {r["order_id"]: (r["schema_version"], r["gift_note"], [line["engraving"] for line in r["lines"]]) for r in rows}
 
 
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory, stack_environ: dict[str, str], stack_services: Stack):
+def installation(tmp_path_factory: pytest.TempPathFactory, stack_environ: dict[str, str], stack_services: Stack) -> Iterator[Installation]:
     known = stack_services.settings
     root = tmp_path_factory.mktemp("installation")
     own = {"CRM_ENV": "evolving", "CRM_KAFKA_BOOTSTRAP": known.kafka_bootstrap, "CRM_POSTGRES_PORT": str(known.postgres_port)}
@@ -135,7 +132,6 @@ NOTED = {"gift_note": "Happy birthday", "line": {"engraving": "A & B"}}
 
 def test_a_field_is_added_while_messages_of_both_versions_flow(installation: Installation) -> None:
     here, settings = installation, installation.settings
-    assert here.up() == "", "the repository is up to date"
     before = [unversioned(order(f"before-{n}", n)) for n in range(5)]
     here.start()
     here.send("before", before)
@@ -209,12 +205,6 @@ def test_a_change_by_hand_stops_the_refining_and_names_itself(installation: Inst
     told = failed.error or ""
     assert told.startswith(f"orders was changed by hand: version {version + 1} (DELETE)")
     assert f"restore({version})" in told
-
-    lake.open_table(here.settings, SILVER["orders"].path).restore(version)  # type: ignore[union-attr] # it is there
-    here.start()
-    here.settle(20)
-    here.stop()
-    assert "before-1" in here.orders()
 
 
 def grow(root: Path) -> None:
