@@ -223,6 +223,8 @@ def added_files(
 def read_columns(settings: Settings, path: str, files: Iterable[DataFile], columns: Sequence[str]) -> pa.Table:
     """Columns of the given files as one Arrow table; partition columns come from the files' partition values, as strings.
 
+    A column that a file lacks, because the table gained it later, is null.
+
     Args:
         settings: where the lake is.
         path: table below the lake's root.
@@ -240,6 +242,8 @@ def read_columns(settings: Settings, path: str, files: Iterable[DataFile], colum
         for name in columns:
             if name in file.partition:
                 part = part.append_column(name, pa.array([file.partition[name]] * part.num_rows, pa.string()))
+            elif name not in part.schema.names:
+                part = part.append_column(name, pa.nulls(part.num_rows))
         chunks.append(part.select(list(columns)))
     if not chunks:
         return pa.table({name: pa.array([], pa.null()) for name in columns})

@@ -20,7 +20,7 @@ from crm_resources.contracts.derive_postgres import RawTable, alter_table_sql
 from crm_resources.contracts.entities import SCHEMA_VERSION, Envelope, Text, added_in
 from crm_resources.contracts.evolution import SchemaChanges, SchemaRefused, TableColumn, compare_published, compare_table
 from crm_resources.contracts.model import _columns, known_fields, version_needed
-from crm_resources.lake import read_commit
+from crm_resources.lake import files_of, read_columns, read_commit
 from crm_resources.lake_tables import TableAltered, append_rows, create_table, refuse_altered
 from crm_resources.layout import LakeTable
 from crm_resources.settings import Settings, load_settings
@@ -197,6 +197,8 @@ def test_a_table_gains_the_columns_of_its_declaration_and_keeps_its_rows(setting
     rows = {r["event_id"]: (r["note"], r["lines"][0]["engraving"]) for r in pa.table(grown.to_pyarrow_table()).to_pylist()}
 
     assert rows == {"e0": (None, None), "e1": (None, None), "e2": (None, None), "e3": ("n", "x")}
+    notes = read_columns(settings, TABLE.path, files_of(grown), ["event_id", "note"]).to_pylist()
+    assert sorted((r["event_id"], r["note"]) for r in notes) == [("e0", None), ("e1", None), ("e2", None), ("e3", "n")]
     assert create_table(settings, GROWN).version() == version, "a second time changes nothing"
     refuse_altered(settings, [(GROWN, GROWN.path)])
 
