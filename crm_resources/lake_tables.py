@@ -138,8 +138,8 @@ def _refuse_foreign_commits(settings: Settings, table: LakeTable, path: str, lat
     uri, changed = settings.table_uri(path), [f"{c.version} ({c.operation or 'no operation named'})" for c in reversed(foreign)]
     good = foreign[-1].version - 1
     raise TableAltered(
-        f"{table.name} was changed by hand: {'versions' if len(changed) > 1 else 'version'} {', '.join(changed)} of {uri} changed rows and "
-        "carry no transaction of the product. Only the stream writes this table. With the stream stopped, "
+        f"{table.name} was changed by hand: {'versions' if len(changed) > 1 else 'version'} {', '.join(changed)} of {uri} changed rows "
+        "without a transaction of the product. Only the stream writes this table. With the stream stopped, "
         + (f"take that back by `DeltaTable({uri!r}).restore({good})`" if good >= 0 else "move the folder away")
         + ", then start the stream again; silver, dead letters and duplicates can also be made anew from bronze by the job rebuild_silver"
     )
