@@ -14,7 +14,6 @@ from pathlib import Path
 from random import Random
 from typing import IO, Any
 
-import polars as pl
 import pytest
 
 from crm_assets.streaming.progress import QueryProgress, QueryState, read_progress
@@ -101,7 +100,9 @@ class Installation:
 
     def orders(self) -> dict[str, tuple[int, str | None, list[str | None]]]:
         """Schema version, note and engravings of each order in silver, by order number."""
-        rows = pl.read_delta(str(self.settings.table_uri(SILVER["orders"].path))).to_dicts()
+        table = lake.open_table(self.settings, SILVER["orders"].path)
+        assert table is not None
+        rows = table.to_pyarrow_table().to_pylist()
         return {r["order_id"]: (r["schema_version"], r["gift_note"], [line["engraving"] for line in r["lines"]]) for r in rows}
 
 
