@@ -202,7 +202,7 @@ def added_files(
         )
     if after_version is None:
         if target != latest:
-            table.load_as_version(target)
+            _load_as_version(settings, path, table, target)
         return FileChanges(found_id, None, target, tuple(files_of(table)))
     files: list[DataFile] = []
     for version in range(after_version + 1, target + 1):
@@ -218,6 +218,15 @@ def added_files(
             )
         files.extend(commit.added)
     return FileChanges(found_id, after_version, target, tuple(files))
+
+
+def _load_as_version(settings: Settings, path: str, table: DeltaTable, version: int) -> None:
+    from deltalake.exceptions import DeltaError
+
+    try:
+        table.load_as_version(version)
+    except DeltaError as error:
+        raise VersionMissing(f"version {version} of {settings.table_uri(path)} cannot be put together from its log any more") from error
 
 
 def read_columns(settings: Settings, path: str, files: Iterable[DataFile], columns: Sequence[str]) -> pa.Table:
