@@ -17,6 +17,7 @@ from crm_resources.contracts.derive_arrow import arrow_schema
 from crm_resources.contracts.evolution import SchemaChanges, SchemaRefused, TableColumn, compare_table, declared_columns
 from crm_resources.lake import Commit, LakeError, open_table, read_commit
 from crm_resources.layout import LakeTable
+from crm_resources.object_store import storage_options
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def create_table(settings: Settings, table: LakeTable, path: str | None = None) 
         mode="ignore",
         partition_by=list(table.partition_by),
         configuration=table_properties(table),
+        storage_options=storage_options(settings),
     )
     changes = stored_changes(table, opened)
     if changes.refused:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from crm_assets.conventions import OWNERS, STREAM_KEY, Group, topic_key
+from crm_assets.conventions import LAKE_STORE_KEY, OWNERS, STREAM_KEY, Group, topic_key
 from crm_resources.contracts import contracts
 from crm_resources.dagster_resources import SettingsResource, StreamLauncherResource
 from crm_resources.stream_launcher import StreamState
@@ -25,7 +25,7 @@ ALIVE = {StreamState.STARTING, StreamState.RUNNING, StreamState.RESTARTING}
 
 @dg.asset(
     key=STREAM_KEY,
-    deps=[topic_key(c.plural) for c in contracts()],
+    deps=[LAKE_STORE_KEY, *(topic_key(c.plural) for c in contracts())],
     group_name=Group.STREAMING.value,
     kinds={"spark"},
     owners=OWNERS,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from crm_resources.contracts import contracts
 from crm_resources.lake_tables import create_table, refuse_altered
-from crm_resources.layout import DEAD_LETTERS, DUPLICATES, SILVER, LakeTable
+from crm_resources.layout import DEAD_LETTERS, DUPLICATES, REPLAYS, SILVER, LakeTable
 from crm_resources.settings import Settings
 
 LOG = logging.getLogger(__name__)
@@ -55,13 +55,14 @@ def refined_tables() -> tuple[LakeTable, ...]:
 
 
 def create_refined(settings: Settings, place: Place) -> None:
-    """Make the refine step's tables of a place where they do not exist, and add the columns the contracts have gained.
+    """Make the refine step's tables of a place, and the replay ledger, where they do not exist, and add the columns they have gained.
 
     Raises:
         SchemaRefused, TableAltered: a table is not as the product left it, or a contract changed in a way it cannot follow.
     """
-    refuse_altered(settings, [(table, place.path(table)) for table in refined_tables()])
-    for table in refined_tables():
+    tables = (*refined_tables(), REPLAYS)
+    refuse_altered(settings, [(table, place.path(table)) for table in tables])
+    for table in tables:
         create_table(settings, table, place.path(table))
 
 
