@@ -16,7 +16,7 @@ export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit test test-unit test-integration lint contracts \
-	time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill judge-population bench-generator bench-rates validate
+	dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill judge-population bench-generator bench-rates validate
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,8 @@ setup: $(READY) ## Install what uv.lock says into .venv (PYTHON=… chooses the 
 
 # -- the stack ---------------------------------------------------------------------------------------------------------
 
-up: $(READY) ## Start Kafka, PostgreSQL and Dagster; twice is a no-op
-	@$(LOCAL) up $(ARGS)
+up: $(READY) ## Start Kafka, PostgreSQL and Dagster; twice is a no-op (LAKE=minio puts a new data set's lake on MinIO)
+	@$(LOCAL) up $(if $(LAKE),--lake "$(LAKE)") $(ARGS)
 
 down: $(READY) ## Stop everything in order; nothing is lost
 	@$(LOCAL) down $(ARGS)
@@ -38,7 +38,7 @@ down: $(READY) ## Stop everything in order; nothing is lost
 status: $(READY) ## State, memory and restarts of each service; last log lines of what failed
 	@$(LOCAL) status
 
-logs: $(READY) ## Follow the log of SERVICE=kafka|postgres|code-server|webserver|daemon|stream, or of all
+logs: $(READY) ## Follow the log of SERVICE=kafka|postgres|minio|code-server|webserver|daemon|stream, or of all
 	@$(LOCAL) logs $(SERVICE) --follow
 
 psql: $(READY) ## A prompt on the data set's database (ARGS="-c 'select 1'")
@@ -53,7 +53,7 @@ clean: $(READY) ## Stop everything and delete all data (YES=1)
 # -- data --------------------------------------------------------------------------------------------------------------
 
 demo: $(READY) ## Everything from an empty folder to audited marts (DATA=file replays it, SPEED=…, EXIT=1 stops at the end)
-	@$(PY) -m deploy.local.demo $(if $(DATA),--data "$(DATA)") $(if $(SPEED),--speed "$(SPEED)") $(if $(EXIT),--exit) $(ARGS)
+	@$(PY) -m deploy.local.demo $(if $(DATA),--data "$(DATA)") $(if $(SPEED),--speed "$(SPEED)") $(if $(LAKE),--lake "$(LAKE)") $(if $(EXIT),--exit) $(ARGS)
 
 send: $(READY) ## Check a shop's own records against the contracts and send them (FILE=orders.jsonl)
 	@test -n "$(FILE)" || { echo "error: name the file: make send FILE=orders.jsonl" >&2; exit 1; }
@@ -72,6 +72,12 @@ scenario: $(READY) ## Run a load scenario (SCENARIO=normal|spike|soak|ladder or 
 
 audit: $(READY) ## Check the books of the data set: ledger, bronze, silver, dead letters, warehouse
 	@$(PY) -m crm_assets.monitoring.audit $(ARGS)
+
+dead-letters: $(READY) ## Open dead letters by reason: how many, since when, an example, what to do
+	@$(PY) -m crm_assets.streaming.dead_letters_command list
+
+replay-dead-letters: $(READY) ## Try open dead letters again (ARGS="--reason invalid_field --dry-run"; --no-dry-run does it)
+	@$(PY) -m crm_assets.streaming.dead_letters_command replay $(ARGS)
 
 time-travel: $(READY) ## The marts of an earlier point once more, compared with what was reported (AT=2026-11-20, REPORT=…, VERSIONS=…, LIST=1, KEEP=1)
 	@$(PY) -m crm_assets.warehouse.time_travel_cli $(if $(AT),--at "$(AT)") $(if $(REPORT),--report "$(REPORT)") \

@@ -17,6 +17,7 @@ from crm_assets.lakehouse import health as lake_health
 from crm_assets.lakehouse import upkeep as lake_upkeep
 from crm_assets.monitoring import checks, refresh, upkeep
 from crm_assets.streaming import assets as streaming
+from crm_assets.streaming import replay_job
 from crm_assets.warehouse import assets as warehouse
 from crm_assets.warehouse.time_travel_job import time_travel_job
 from crm_resources.dagster_resources import SettingsResource, StreamLauncherResource
@@ -58,6 +59,7 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
             *streaming.jobs,
             *lake_upkeep.jobs,
             lake_health.lake_health_job,
+            replay_job.replay_dead_letters,
             upkeep.purge_runs,
         ],
         sensors=[*topics.sensors, *streaming.sensors, *lakehouse.sensors, refresh.refresh_sensor],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from crm_resources.contracts.derive_arrow import arrow_schema
 from crm_resources.layout import LakeTable
+from crm_resources.object_store import storage_options
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def create_table(settings: Settings, table: LakeTable, path: str | None = None) 
         mode="ignore",
         partition_by=list(table.partition_by),
         configuration=wanted,
+        storage_options=storage_options(settings),
     )
     found = made.metadata().configuration
     changed = {name: value for name, value in wanted.items() if found.get(name) != value}

@@ -73,7 +73,7 @@ def carry_out(settings: Settings, launcher: StreamLauncher, request: Request) ->
             raise dg.Failure(f"the stream did not {request.kind}: {given.error}", allow_retries=False)
         return given.figures
     try:
-        with lake_lock(settings.lake_root, "upkeep"):
+        with lake_lock(settings, "upkeep"):
             return upkeep.carry_out(settings, None, None, request)
     except (LakeLocked, upkeep.UpkeepRefused) as error:
         raise dg.Failure(str(error), allow_retries=False) from error
@@ -86,7 +86,7 @@ def _has_driver(settings: Settings, launcher: StreamLauncher) -> bool:
             return True
     except StreamError:
         pass  # no supervisor, so no driver of its own
-    holder = lock_holder(settings.lake_root)
+    holder = lock_holder(settings)
     return holder is not None and holder.role == "stream"
 
 

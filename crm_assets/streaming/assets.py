@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from crm_assets.conventions import OWNERS, STREAM_KEY, Group, topic_key
+from crm_assets.conventions import LAKE_STORE_KEY, OWNERS, STREAM_KEY, Group, topic_key
 from crm_assets.streaming.health import CHECKS, Facts
 from crm_assets.streaming.progress import StreamProgress
 from crm_resources.contracts import contracts
@@ -35,7 +35,7 @@ _FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_wi
 
 @dg.asset(
     key=STREAM_KEY,
-    deps=[topic_key(c.plural) for c in contracts()],
+    deps=[LAKE_STORE_KEY, *(topic_key(c.plural) for c in contracts())],
     group_name=Group.STREAMING.value,
     kinds={"spark"},
     owners=OWNERS,
