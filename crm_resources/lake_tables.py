@@ -125,7 +125,7 @@ class TableAltered(LakeError):
     """Somebody else than the product changed a table's rows; the message names table, version, operation and remedy."""
 
 
-_OWN_TRANSACTION = re.compile(r"(ingest|refine|replay|backfill|batches)-.+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_OWN_TRANSACTION = re.compile(r"(ingest|refine|rebuild|replay|backfill)-.+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """Names of the Delta transactions that the product's writers put on their commits; a bare UUID is the query id of Spark's own sink."""
 
 
