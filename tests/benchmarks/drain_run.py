@@ -8,16 +8,14 @@ line of JSON.
 from __future__ import annotations
 
 import json
-import threading
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
-import psutil  # noqa: TID253 -- the benchmark measures with it
 import typer
 
 from crm_assets.streaming.ingest import start_ingest, topics
@@ -30,6 +28,7 @@ from crm_resources.lake_tables import create_table
 from crm_resources.layout import BRONZE, SILVER, silver_columns, topic_name
 from crm_resources.settings import Settings, load_settings
 from crm_resources.spark import spark_conf, spark_session
+from tests.process_usage import ProcessUsage
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -66,39 +65,6 @@ class Measured:
         return self.rows / self.seconds
 
 
-@dataclass
-class Usage:
-    """Samples CPU and memory of this process and its Java process."""
-
-    peak_mib: float = 0.0
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def processes(self) -> list[psutil.Process]:
-        """This process and everything below it."""
-        own = psutil.Process()
-        return [own, *own.children(recursive=True)]
-
-    def cpu_seconds(self) -> float:
-        """CPU time used until now."""
-        return sum(sum(p.cpu_times()[:2]) for p in self.processes())
-
-    def sample(self) -> None:
-        """Keep the peak up to date until stopped."""
-        while not self._stop.wait(0.5):
-            self.peak_mib = max(self.peak_mib, sum(p.memory_info().rss for p in self.processes()) / 2**20)
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Sample while the block runs."""
-        thread = threading.Thread(target=self.sample, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            thread.join()
-
-
 def main(
     mode: Annotated[Mode, typer.Argument(help="What to measure.")],
     history_rows: Annotated[int, typer.Option(help="Rows of history for the mode `history`.")] = 10_000_000,
@@ -106,13 +72,12 @@ def main(
     """Run one mode and print its figures."""
     settings = load_settings()
     warm = settings.model_copy(update={"env": WARM})
-    usage = Usage()
-    with usage.running():
+    with ProcessUsage(os.getpid()) as usage:
         drain = _DRAINS[mode]
         drain(warm, min(history_rows, 100_000))
-        before = usage.cpu_seconds()
+        before = usage.cpu_seconds
         rows, seconds = drain(settings, history_rows)
-        cpu = usage.cpu_seconds() - before
+        cpu = usage.cpu_seconds - before
     typer.echo(json.dumps(asdict(Measured(mode, rows, seconds, cpu, usage.peak_mib))))
 
 

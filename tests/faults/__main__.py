@@ -1,0 +1,104 @@
+"""`make faults-stream`: throw faults at the stream, ask the audit what is left, and show that each protection is needed.
+
+Starts a stack of its own, runs each experiment in data sets of its own, shows a table, and leaves `faults-stream.json` (flat figures) and
+`faults-stream.md` (what was done and seen) in the reports folder. Exit code 1 when a promise is broken or a control did not fail.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from crm_resources.kafka import client_log
+from crm_resources.report import Verdict, write_report
+from crm_resources.settings import load_settings
+from tests.faults.data_set import Ground
+from tests.faults.experiments_content import duplicates, late, poison
+from tests.faults.experiments_crash import crash_points, lost_checkpoint, random_kills
+from tests.faults.experiments_replay import replay
+from tests.faults.experiments_writers import second_writer
+from tests.faults.page import figures_of, page_of, table_of
+from tests.faults.trial import Finding, Invariant, Trial
+from tests.own_stack import own_stack
+
+EXPERIMENTS: dict[str, tuple[Callable[[Ground], Trial], ...]] = {
+    "F4": (random_kills, crash_points, lost_checkpoint),
+    "F8": (poison,),
+    "F9": (duplicates,),
+    "F10": (late,),
+    "F13": (second_writer,),
+    "F21": (replay,),
+}
+
+CONSOLE = Console()
+
+
+def main(
+    only: Annotated[str, typer.Option(help="Experiments to run, separated by commas.")] = ",".join(EXPERIMENTS),
+    kills: Annotated[int, typer.Option(min=1, help="Random kills of the driver.")] = 20,
+    rate: Annotated[int, typer.Option(min=10, help="Records a second of the traffic.")] = 1_000,
+    seed: Annotated[int, typer.Option(help="Seed of the random choices.")] = 1,
+) -> None:
+    """Throw faults at the stream."""
+    started, begun = datetime.now(UTC), time.monotonic()
+    client_log.setLevel(logging.CRITICAL)
+    asked = [name.strip().upper() for name in only.split(",")]
+    unknown = [name for name in asked if name not in EXPERIMENTS]
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(EXPERIMENTS)}", param_hint="--only")
+    trials: list[Trial] = []
+    variables = {"CRM_DRIVER_MEMORY": "1g", "CRM_TRIGGER_SECONDS": "1", "CRM_ENV": "faults"}
+    with CONSOLE.status("starting Kafka and PostgreSQL") as status, own_stack("faults", **variables) as environ:
+
+        def say(what: str) -> None:
+            status.update(f"{time.monotonic() - begun:,.0f} s  {what}")
+            CONSOLE.print(f"[dim]{time.monotonic() - begun:7,.0f} s  {what}[/]", highlight=False)
+
+        ground = Ground(environ, say, kills, rate, seed)
+        for make in (make for name in asked for make in EXPERIMENTS[name]):
+            trials.append(_tried(make, ground))
+            CONSOLE.print(_line(trials[-1]), highlight=False)
+    CONSOLE.print(table_of(trials))
+    complaints = [complaint for trial in trials for complaint in trial.complaints()]
+    for complaint in complaints:
+        CONSOLE.print(complaint, style="red", markup=False)
+    for trial in trials:
+        if trial.skipped:
+            CONSOLE.print(f"SKIPPED {trial.experiment}: {trial.skipped}", style="yellow", markup=False)
+    reports = load_settings().reports_dir
+    verdict = Verdict.FAIL if complaints or not any(t.passed for t in trials) else Verdict.PASS
+    path = write_report(reports, "faults-stream", verdict, figures_of(trials), started=started)
+    page = path.with_suffix(".md")
+    page.write_text(page_of(trials, verdict, started, time.monotonic() - begun))
+    CONSOLE.print(f"report: {path}\npage: {page}", soft_wrap=True)
+    if verdict is Verdict.FAIL:
+        raise typer.Exit(1)
+
+
+def _tried(make: Callable[[Ground], Trial], ground: Ground) -> Trial:
+    """A trial, a failed one where it could not be finished: the others are made all the same."""
+    begun = time.monotonic()
+    try:
+        return make(ground)
+    except Exception as error:  # noqa: BLE001 -- whatever ends an experiment is its finding
+        CONSOLE.print_exception()
+        said = f"the experiment could not be finished: {type(error).__name__}: {error}"
+        name = make.__name__
+        return Trial(name, name, make.__doc__ or name, {Invariant.I6: Finding(False, said)}, (), time.monotonic() - begun)
+
+
+def _line(trial: Trial) -> str:
+    if trial.skipped:
+        return f"[yellow]{trial.name} skipped: {trial.skipped}[/]"
+    word = "[green]held[/]" if trial.passed else "[red]BROKEN[/]"
+    return f"{trial.name} {word} after {trial.seconds:,.0f} s"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,71 @@
+"""A home of its own for a benchmark or a fault run, and the local stack in it: gone when the block ends.
+
+Belongs here: folder, variables, Kafka and PostgreSQL. Not here: processes on top of them (`tests.driver_process`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from crm_resources.kafka import ensure
+from crm_resources.settings import load_settings
+from deploy.local.stack import Stack
+
+
+@contextmanager
+def own_home(name: str, **variables: str) -> Iterator[dict[str, str]]:
+    """An empty home below the caller's; yields the variables of a process that works in it, nothing of the caller's but the jars.
+
+    Args:
+        name: folder below the caller's home.
+        variables: `CRM_*` variables besides; the data set is `bench` unless they say otherwise.
+    """
+    settings = load_settings()
+    home = settings.home / name
+    environ = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DAGSTER_"))},
+        "CRM_HOME": str(home),
+        "CRM_ENV": "bench",
+        "CRM_JARS_DIR": str(settings.jars_root),
+        **variables,
+    }
+    # What a killed run left behind would be taken for this one's.
+    if home.exists():
+        Stack(load_settings(environ), environ=environ).down()
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield environ
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """A command that is asked to end leaves through its `finally`, so that no process of its stack stays behind."""
+    sys.exit(128 + number)
+
+
+@contextmanager
+def own_stack(name: str, **variables: str) -> Iterator[dict[str, str]]:
+    """Kafka, with the data set's topics, and PostgreSQL in a home of their own; yields the variables with which a process finds them.
+
+    Args:
+        name: folder below the caller's home.
+        variables: see `own_home`.
+    """
+    with own_home(name, **variables) as environ:
+        stack = Stack(load_settings(environ), environ=environ)
+        try:
+            stack.up(environment=False)
+            ensure(load_settings(environ))
+            yield environ
+        finally:
+            stack.down()
