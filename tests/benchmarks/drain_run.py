@@ -135,10 +135,10 @@ def drain_history(settings: Settings, history: int) -> tuple[int, float]:
 
 def drain_quickstart(settings: Settings, _history: int) -> tuple[int, float]:
     """Spark as its guides show it: a query per topic, `from_json`, Delta, default settings; nothing kept raw, checked or deduplicated."""
-    spark, wanted = _default_session(settings), waiting(settings)
+    spark, wanted = default_session(settings), waiting(settings)
     queries = [
-        _topic(spark, settings, contract)
-        .select(_read_json(contract).alias("data"))
+        topic_stream(spark, settings, contract)
+        .select(read_json(contract).alias("data"))
         .select("data.*")
         .writeStream.format("delta")
         .option("checkpointLocation", f"{settings.checkpoint_root}/quickstart-{contract.plural}")
@@ -154,9 +154,9 @@ def drain_plain(settings: Settings, _history: int) -> tuple[int, float]:
 
     In batches, as an endless stream has them: one batch of everything would have no history to look at.
     """
-    spark, wanted = _default_session(settings), waiting(settings)
+    spark, wanted = default_session(settings), waiting(settings)
     queries = [
-        _topic(spark, settings, contract, max_records=settings.max_records_per_batch)
+        topic_stream(spark, settings, contract, max_records=settings.max_records_per_batch)
         .writeStream.foreachBatch(_plain_step(settings, contract))
         .option("checkpointLocation", f"{settings.checkpoint_root}/plain-{contract.plural}")
         .trigger(availableNow=True)
@@ -178,7 +178,7 @@ def _plain_step(settings: Settings, contract: Contract) -> Callable[[DataFrame, 
         spark = batch.sparkSession
         batch.persist()
         batch.select(*where, "key", "value").write.format("delta").mode("append").save(raw)
-        parsed = batch.select(*where, "value", _read_json(contract).alias("data")).persist()
+        parsed = batch.select(*where, "value", read_json(contract).alias("data")).persist()
         readable = F.col("data.event_id").isNotNull()
         parsed.where(~readable).select(*where, "value").write.format("delta").mode("append").save(dead)
         good = parsed.where(readable).select("data.*", *where).dropDuplicates(["event_id"])
@@ -191,7 +191,7 @@ def _plain_step(settings: Settings, contract: Contract) -> Callable[[DataFrame, 
     return step
 
 
-def _default_session(settings: Settings) -> SparkSession:
+def default_session(settings: Settings) -> SparkSession:
     """Spark with its own defaults, but for where it finds Delta, and how much memory it has."""
     from pyspark.sql import SparkSession
 
@@ -212,7 +212,7 @@ def _default_session(settings: Settings) -> SparkSession:
     return spark
 
 
-def _topic(spark: SparkSession, settings: Settings, contract: Contract, max_records: int | None = None) -> DataFrame:
+def topic_stream(spark: SparkSession, settings: Settings, contract: Contract, max_records: int | None = None) -> DataFrame:
     """The stream of an entity's topic, from its start."""
     reader = (
         spark.readStream.format("kafka")
@@ -223,7 +223,7 @@ def _topic(spark: SparkSession, settings: Settings, contract: Contract, max_reco
     return (reader if max_records is None else reader.option("maxOffsetsPerTrigger", str(max_records))).load()
 
 
-def _read_json(contract: Contract) -> Column:
+def read_json(contract: Contract) -> Column:
     """The message as typed columns."""
     from pyspark.sql import functions as F
 

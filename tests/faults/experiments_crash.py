@@ -65,7 +65,7 @@ def crash_points(ground: Ground) -> Trial:
     begun = time.monotonic()
     points = [CrashPoint(p) for p in ground.crash_points] or list(STREAM_POINTS)
     with ground.data_set("f4points") as data:
-        hit = _die_at(data, ground, points)
+        hit = die_at(data, ground, points)
         healed = data.heal()
         data.driver.stop()
         findings = with_finding(data.verdict(), Invariant.I6, healed)
@@ -116,7 +116,7 @@ def _lose_checkpoints(data: DataSet) -> int:
 def _crashed(ground: Ground, name: str, points: Sequence[CrashPoint], without: Sequence[Protection]) -> Control:
     """The driver dies at some points and starts again each time, without a protection."""
     with ground.data_set(name, without=without) as data:
-        hit = _die_at(data, ground, points)
+        hit = die_at(data, ground, points)
         assert all(hit.values()), f"the control did not reach {', '.join(p.value for p, there in hit.items() if not there)}"
         data.driver.launch()
         data.wait(data.quiet, "the control is done")
@@ -124,9 +124,9 @@ def _crashed(ground: Ground, name: str, points: Sequence[CrashPoint], without: S
         return Control(" and ".join(p.meaning for p in without), frozenset({Invariant.I2}), data.verdict())
 
 
-def _die_at(data: DataSet, ground: Ground, points: Sequence[CrashPoint]) -> dict[CrashPoint, bool]:
+def die_at(data: DataSet, ground: Ground, points: Sequence[CrashPoint], rate: float | None = None) -> dict[CrashPoint, bool]:
     """Let the driver die at each point while records come in; whether it did, by point."""
-    traffic = data.traffic(TRAFFIC_SECONDS)
+    traffic = data.traffic(TRAFFIC_SECONDS, rate)
     hit: dict[CrashPoint, bool] = {}
     for point in points:
         said = len(data.driver.said())

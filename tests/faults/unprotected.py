@@ -7,12 +7,13 @@ error, and not silently, when that part is no longer there.
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
-from crm_assets.streaming import driver, history, ingest, refine, transform
+from crm_assets.streaming import driver, ingest, refine, resumption, transform
 from crm_resources.layout import DEAD_LETTERS
 
 LATENESS_SECONDS = 600
@@ -29,6 +30,7 @@ class Protection(StrEnum):
     LATE_EVENTS = "late-events"
     FUTURE_EVENTS = "future-events"
     LOCK = "lock"
+    REPLAY_LEDGER = "replay-ledger"
 
     @property
     def meaning(self) -> str:
@@ -44,6 +46,7 @@ _MEANINGS = {
     Protection.LATE_EVENTS: f"taking late events (a watermark of {LATENESS_SECONDS // 60} minutes instead)",
     Protection.FUTURE_EVENTS: "the limit for events from the future",
     Protection.LOCK: "the lake's lock",
+    Protection.REPLAY_LEDGER: "looking which dead letters the replay ledger names",
 }
 
 
@@ -59,20 +62,15 @@ def replace(owner: object, name: str, make: Callable[[Any], Any]) -> None:
 
 
 def _without_transactions() -> None:
-    def forgetting(opened: Callable[..., Any]) -> Callable[..., Any]:
-        def open_forgetting(self: refine.RefineStep, table: Any) -> Any:
-            state = opened(self, table)
-            state.last_batch = -1
-            return state
-
-        return open_forgetting
-
-    replace(refine.RefineStep, "_opened", forgetting)
+    # Named anew in each process, no transaction of an earlier one is ever met again.
+    mine = uuid.uuid4().hex
+    replace(ingest.IngestStep, "application", lambda _: property(lambda step: f"{ingest.INGEST}-{step.generation.id}-{mine}"))
+    replace(refine.RefineStep, "_application", lambda _: lambda step, table: f"{refine.REFINE}-{step.generation.id}-{table.name}-{mine}")
 
 
 def _without_recovery() -> None:
-    replace(ingest, "_starting_offsets", lambda _: lambda *_args, **_kwargs: "earliest")
-    replace(refine.RefineStep, "_placed_before", lambda _: lambda _self: history.PlacedCoordinates())
+    replace(ingest, "captured", lambda _: lambda _settings: {})
+    replace(refine, "resumption", lambda _: lambda _settings, _place, _generation: resumption.Resumption())
 
 
 def _without_duplicates() -> None:
@@ -117,6 +115,15 @@ def _without_lock() -> None:
     replace(driver, "lake_lock", lambda _: open_door)
 
 
+def _without_replay_ledger() -> None:
+    from crm_assets.streaming import replay
+
+    replace(
+        replay, "untried_dead_letters", lambda read: lambda settings, dead_letters, _replays: read(settings, dead_letters, "no_replays")
+    )
+    replace(replay.Replay, "settle", lambda _: lambda _self, _now: 0)
+
+
 _TAKE_AWAY: dict[Protection, Callable[[], None]] = {
     Protection.TRANSACTIONS: _without_transactions,
     Protection.RECOVERY: _without_recovery,
@@ -125,6 +132,7 @@ _TAKE_AWAY: dict[Protection, Callable[[], None]] = {
     Protection.LATE_EVENTS: _without_late_events,
     Protection.FUTURE_EVENTS: _without_future_events,
     Protection.LOCK: _without_lock,
+    Protection.REPLAY_LEDGER: _without_replay_ledger,
 }
 
 
