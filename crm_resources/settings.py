@@ -56,6 +56,24 @@ class Settings(BaseSettings):
     )
     trigger_seconds: float = Field(default=2.0, ge=0, description="Trigger interval of the stream's queries.")
     max_records_per_batch: int = Field(default=250_000, ge=1, description="Upper bound of records a micro-batch takes.")
+    min_records_per_batch: int = Field(
+        default=2_000, ge=1, description="Records the capture waits for before it begins a batch, see `max_trigger_delay_seconds`."
+    )
+    max_trigger_delay_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        description="Longest wait for `min_records_per_batch`: fewer, larger files when little comes; 0: no wait.",
+    )
+    accept_gaps: bool = Field(
+        default=False,
+        description="Let the stream go on behind records that Kafka removed before they were captured.",
+    )
+    metrics_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port of the stream's Prometheus metrics on loopback; 0: any free one (`make status`).",
+    )
     driver_memory: str = Field(default="2g", pattern=r"^[0-9]+[mg]$", description="Heap of the Spark driver.")
     spark_cores: int = Field(default=2, ge=1, description="Cores the Spark driver uses.")
 

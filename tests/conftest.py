@@ -44,6 +44,7 @@ def stack_environ(tmp_path_factory: pytest.TempPathFactory, jars_dir: Path) -> d
         "CRM_JARS_DIR": str(jars_dir),
         "CRM_DRIVER_MEMORY": "1g",
         "CRM_TRIGGER_SECONDS": "1",
+        "CRM_MAX_TRIGGER_DELAY_SECONDS": "0",
     }
 
 

@@ -11,32 +11,34 @@ hand are committed. Belongs here: the life of the process. Not here: what the qu
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from crm_assets.streaming.ingest import INGEST, TopicsMissing, start_ingest
-from crm_assets.streaming.progress import QueryProgress, QueryState, StreamProgress, now_text, write_progress
+from crm_assets.streaming.attendant import Attendant
+from crm_assets.streaming.batch_ledger import Batch, BatchLedger
+from crm_assets.streaming.board import Board, make_listener
+from crm_assets.streaming.crash_points import CrashPoints, crash_points
+from crm_assets.streaming.ingest import INGEST, IngestStep, start_ingest
+from crm_assets.streaming.metrics import StreamMetrics, driver_memory
+from crm_assets.streaming.progress import QueryProgress, QueryState
 from crm_assets.streaming.rebuild import finish_swap
 from crm_assets.streaming.refine import REFINE, RefineStep, start_refine
-from crm_assets.streaming.tables import CheckpointDamaged, live
+from crm_assets.streaming.source_offsets import SourceLost, TopicsMissing
+from crm_assets.streaming.tables import live
+from crm_resources.group_offsets import GroupOffsets, bronze_group, silver_group
+from crm_resources.kafka import KafkaUnavailableError
 from crm_resources.lake_lock import LakeLocked, lake_lock
-from crm_resources.lake_tables import create_table
-from crm_resources.layout import BRONZE
 from crm_resources.settings import Settings, load_settings
 from crm_resources.spark import SparkJarsMissing, end_session, spark_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-    from pyspark.sql.streaming.listener import StreamingQueryListener
     from pyspark.sql.streaming.query import StreamingQuery
 
 LOG = logging.getLogger(__name__)
@@ -55,129 +57,29 @@ STOP_SECONDS = 120.0
 """How long a batch in hand may take to end after a stop was asked for; then the query is interrupted, which loses nothing."""
 
 
-class Board:
-    """Latest state of both queries; filled by the listener's threads, written to the file by the main one."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._started_at = now_text()
-        self._queries = {INGEST: QueryProgress(), REFINE: QueryProgress()}
-        self.batches_ended = {INGEST: 0, REFINE: 0}
-
-    def update(self, name: str, change: Callable[[QueryProgress], QueryProgress]) -> None:
-        """Change the state of a query."""
-        with self._lock:
-            self._queries[name] = change(self._queries[name])
-
-    def batch_ended(self, name: str, change: Callable[[QueryProgress], QueryProgress]) -> None:
-        """Change the state of a query whose trigger ended."""
-        self.update(name, change)
-        self.batches_ended[name] += 1
-
-    def query(self, name: str) -> QueryProgress:
-        """State of a query."""
-        with self._lock:
-            return self._queries[name]
-
-    def write(self) -> None:
-        """Write the file, with a new sign of life."""
-        with self._lock:
-            queries = dict(self._queries)
-        write_progress(self._settings, StreamProgress(os.getpid(), self._started_at, now_text(), queries))
-
-
-def progressed(before: QueryProgress, event: dict[str, Any]) -> QueryProgress:
-    """State of a query after a progress event of Spark; pure.
-
-    Args:
-        before: state until now.
-        event: the event's JSON, as Spark documents it.
-    """
-    source = (event.get("sources") or [{}])[0]
-    metrics = source.get("metrics") or {}
-    durations = {str(k): int(v) for k, v in (event.get("durationMs") or {}).items()}
-    rows = int(event.get("numInputRows") or 0)
-    ended = "addBatch" in durations
-    return replace(
-        before,
-        state=QueryState.RUNNING,
-        query_id=str(event["id"]),
-        run_id=str(event["runId"]),
-        batch_id=int(event["batchId"]) if ended else before.batch_id,
-        committed_at=now_text() if ended else before.committed_at,
-        rows=before.rows + rows,
-        rows_per_second=float(event.get("processedRowsPerSecond") or 0.0) if ended else before.rows_per_second,
-        end_offsets=_as_json(source.get("endOffset")),
-        latest_offsets=_as_json(source.get("latestOffset")),
-        lag_records=_lag(_as_json(source.get("endOffset")), _as_json(source.get("latestOffset"))),
-        lag_bytes=int(metrics["numBytesOutstanding"]) if "numBytesOutstanding" in metrics else None,
-        durations_ms=durations if ended else before.durations_ms,
-        error=None if ended else before.error,
-    )
-
-
-def _as_json(value: object) -> Any:  # noqa: ANN401 -- offsets are JSON of the source's own form
-    return json.loads(value) if isinstance(value, str) else value
-
-
-def _lag(end: object, latest: object) -> int | None:
-    """Records between two Kafka offsets, `{topic: {partition: offset}}`; `None` for other sources."""
-    if not isinstance(end, dict) or not isinstance(latest, dict) or not all(isinstance(v, dict) for v in latest.values()):
-        return None
-    return sum(int(o) - int(end.get(t, {}).get(p, 0)) for t, parts in latest.items() for p, o in parts.items())
-
-
-def make_listener(board: Board) -> StreamingQueryListener:
-    """Listener that keeps the board."""
-    from pyspark.sql.streaming.listener import (
-        QueryIdleEvent,
-        QueryProgressEvent,
-        QueryStartedEvent,
-        QueryTerminatedEvent,
-        StreamingQueryListener,
-    )
-
-    names: dict[str, str] = {}
-
-    class Listener(StreamingQueryListener):
-        def onQueryStarted(self, event: QueryStartedEvent) -> None:
-            names[str(event.runId)] = str(event.name)
-            board.update(str(event.name), lambda q: replace(q, query_id=str(event.id), run_id=str(event.runId)))
-
-        def onQueryProgress(self, event: QueryProgressEvent) -> None:
-            found = json.loads(event.progress.json)
-            board.batch_ended(str(event.progress.name), lambda q: progressed(q, found))
-
-        def onQueryIdle(self, event: QueryIdleEvent) -> None:
-            name = names.get(str(event.runId))
-            if name is not None:
-                board.batch_ended(name, lambda q: replace(q, state=QueryState.RUNNING))
-
-        def onQueryTerminated(self, event: QueryTerminatedEvent) -> None:
-            LOG.info("query %s ended", names.get(str(event.runId), event.runId))
-
-    return Listener()
-
-
 class Driver:
     """Both queries and what happens when one ends.
 
     Args:
         settings: environment and limits.
         spark: session of this process.
+        crash: where to die, for tests.
     """
 
-    def __init__(self, settings: Settings, spark: SparkSession) -> None:
+    def __init__(self, settings: Settings, spark: SparkSession, crash: CrashPoints | None = None) -> None:
         self._settings = settings
         self._spark = spark
+        self._crash = crash or CrashPoints()
         self._stop = threading.Event()
         self._board = Board(settings)
+        self._ledger = BatchLedger(settings)
+        self._groups = {INGEST: GroupOffsets(settings, bronze_group(settings)), REFINE: GroupOffsets(settings, silver_group(settings))}
+        self._metrics = StreamMetrics(self._board.queries, driver_memory)
+        self._attendant = Attendant(settings, spark, lambda: self._step)
         self._failures = 0
         self._batch_at_failure: int | None = None
         self._retry_at = 0.0
         self._step: RefineStep | None = None
-        self._refined_before = 0
 
     def ask_to_stop(self, number: int, _frame: FrameType | None) -> None:
         """Signal handler: end when the batches in hand are committed."""
@@ -185,13 +87,27 @@ class Driver:
         self._stop.set()
 
     def run(self) -> int:
-        """Run until a stop is asked for or `ingest` fails; returns the exit status."""
+        """Run until a stop is asked for or `ingest` fails; returns the exit status.
+
+        Raises:
+            TopicsMissing, SourceLost: Kafka does not hold what is to be read; nothing was begun.
+        """
         self._spark.streams.addListener(make_listener(self._board))
-        create_table(self._settings, BRONZE)
-        ingest = start_ingest(self._spark, self._settings)
+        server, self._board.metrics_url = self._metrics.serve(self._settings.metrics_port)
+        try:
+            return self._run_queries()
+        finally:
+            self._board.metrics_url = None
+            server.shutdown()
+            for group in self._groups.values():
+                group.close()
+
+    def _run_queries(self) -> int:
+        step = IngestStep(self._settings, self._ledger, noted=self._noted, passing=self._crash.passing)
+        ingest = start_ingest(self._spark, self._settings, step)
         refine = self._start_refine()
+        self._attendant.start()
         while not self._stop.is_set():
-            self._report_refined()
             self._board.write()
             if not ingest.isActive:
                 return self._ingest_failed(ingest, refine)
@@ -202,33 +118,33 @@ class Driver:
                 refine = self._start_refine()
             self._stop.wait(TICK_SECONDS)
         self._drain(ingest, refine)
-        self._report_refined()
         self._board.write()
         return 0
 
-    def _report_refined(self) -> None:
-        """Put the step's own count on the board: it reads bronze's files itself, so Spark's progress counts none of its records."""
-        if self._step is None:
-            return
-        rows, speed = self._refined_before + self._step.total.read, self._step.rows_per_second
-        self._board.update(REFINE, lambda q: replace(q, rows=rows, rows_per_second=speed))
+    def _noted(self, batch: Batch) -> None:
+        """A batch is in its tables and in the ledger: tell everybody. Nothing here may fail, for the batch is done."""
+        newest = None if batch.newest is None else batch.newest.isoformat()
+
+        def counted(q: QueryProgress) -> QueryProgress:
+            speed = batch.rows_in / max(batch.seconds, 1e-9)
+            return replace(q, rows=q.rows + batch.rows_in, rows_per_second=speed, newest_record_at=newest or q.newest_record_at)
+
+        self._board.update(batch.query, counted)
+        self._metrics.noted(batch)
+        self._groups[batch.query].commit(batch.ends)
 
     def _start_refine(self) -> StreamingQuery | None:
+        self._step = None
         try:
-            if self._step is not None:
-                self._refined_before += self._step.total.read
-                self._step = None
-            self._step = RefineStep(self._settings, live(self._settings))
-            return start_refine(self._spark, self._settings, self._step)
-        except CheckpointDamaged as error:
-            message = str(error)
-            self._board.update(REFINE, lambda q: replace(q, state=QueryState.FAILED, error=message))
-            LOG.error("refine cannot start: %s", error)  # noqa: TRY400 -- the message says all
+            step = RefineStep(self._settings, live(self._settings), self._ledger, noted=self._noted, passing=self._crash.passing)
+            query = start_refine(self._spark, self._settings, step)
         except Exception as error:
             # Whatever keeps refine from starting must not stop the capture.
             LOG.exception("refine could not be started")
             self._refine_failed(f"{type(error).__name__}: {error}")
-        return None
+            return None
+        self._step = step
+        return query
 
     def _refine_failed(self, reason: str) -> None:
         """Count the failure and choose the time of the next start."""
@@ -261,6 +177,7 @@ class Driver:
     def _drain(self, ingest: StreamingQuery | None, refine: StreamingQuery | None) -> None:
         """Stop each query at the end of the batch it has in hand; both go on side by side until then."""
         deadline = time.monotonic() + STOP_SECONDS
+        self._attendant.stop(0)
         waits = [
             threading.Thread(target=self._stop_query, args=(name, query, deadline))
             for name, query in ((INGEST, ingest), (REFINE, refine))
@@ -304,12 +221,16 @@ def main() -> int:
     """Run the driver of the data set the environment names."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("py4j").setLevel(logging.WARNING)
-    settings = load_settings()
+    try:
+        settings, crash = load_settings(), crash_points()
+    except ValueError as error:
+        LOG.error("%s", error)  # noqa: TRY400 -- the message says all
+        return 2
     try:
         with lake_lock(settings.lake_root, "stream"):
             finish_swap(settings)
             spark = spark_session(settings, f"crm-stream-{settings.env}")
-            driver = Driver(settings, spark)
+            driver = Driver(settings, spark, crash)
             signal.signal(signal.SIGTERM, driver.ask_to_stop)
             signal.signal(signal.SIGINT, driver.ask_to_stop)
             LOG.info("driver of %s started, lake %s", settings.env, settings.lake_root)
@@ -317,7 +238,7 @@ def main() -> int:
                 return driver.run()
             finally:
                 end_session(spark)
-    except (LakeLocked, SparkJarsMissing, TopicsMissing, NotImplementedError) as error:
+    except (LakeLocked, SparkJarsMissing, TopicsMissing, SourceLost, KafkaUnavailableError, NotImplementedError) as error:
         LOG.error("%s", error)  # noqa: TRY400 -- the message says all
         return 2
 

@@ -1,20 +1,28 @@
 """Step one, Kafka to bronze: raw bytes and coordinates, nothing parsed, so that nothing in a record can stop the capture.
 
-Belongs here: the ingest query. Exactly-once comes from the checkpoint and Delta's own sink. Not here: what the bytes mean
-(`transform`).
+Belongs here: the ingest query and what it does with a batch. A batch is written with its checkpoint generation and number as a Delta
+transaction, so Delta takes it once however often it runs; then it is looked up in the log, counted and noted in the batch ledger.
+Not here: what the bytes mean (`transform`), or whether Kafka still holds what the query wants to read (`source_offsets`).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crm_assets.streaming.tables import ingest_checkpoint
-from crm_resources.contracts import contracts
-from crm_resources.lake import files_of, open_table, read_columns
+from crm_assets.streaming.batch_ledger import Batch, BatchLedger, BatchRange, Partition, ranges_of
+from crm_assets.streaming.crash_points import CrashPoint
+from crm_assets.streaming.source_offsets import captured, check_source, starting_offsets, topics
+from crm_assets.streaming.tables import BooksOpen, generation_of, ingest_checkpoint
+from crm_resources.lake import Commit, read_columns, read_commit, row_count, table_version
 from crm_resources.lake_tables import create_table
-from crm_resources.layout import BRONZE, topic_name
+from crm_resources.layout import BRONZE
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,61 +34,200 @@ LOG = logging.getLogger(__name__)
 
 INGEST = "ingest"
 
-EARLIEST = -2
-"""How Spark's Kafka source spells the first offset that is still there."""
+
+class IngestStep:
+    """What the ingest query does with each batch. One object per start of the query.
+
+    Args:
+        settings: data set and limits.
+        ledger: where batches are noted.
+        noted: called with each batch when it is in bronze and in the ledger.
+        passing: called at each crash point.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: BatchLedger | None = None,
+        *,
+        noted: Callable[[Batch], None] = lambda _batch: None,
+        passing: Callable[[CrashPoint], None] = lambda _point: None,
+    ) -> None:
+        create_table(settings, BRONZE)
+        self._settings = settings
+        self._ledger = ledger or BatchLedger(settings)
+        self._noted = noted
+        self._passing = passing
+        self.checkpoint = ingest_checkpoint(settings)
+        self.generation = generation_of(self.checkpoint, tables_hold_rows=row_count(settings, BRONZE.path) > 0)
+        self._version = self._before_last_batch()
+
+    def __call__(self, batch: DataFrame, batch_id: int) -> None:
+        """Write a batch to bronze and note it.
+
+        Args:
+            batch: rows with bronze's columns.
+            batch_id: number of the batch in this checkpoint generation.
+
+        Raises:
+            BooksOpen: rows in bronze are not the records the batch's offsets stand for.
+        """
+        started = time.monotonic()
+        self._passing(CrashPoint.INGEST_BEFORE_COMMIT)
+        (
+            batch.write.format("delta")
+            .mode("append")
+            .option("txnAppId", self.application)
+            .option("txnVersion", str(batch_id))
+            .save(self._settings.table_uri(BRONZE.path))
+        )
+        self._passing(CrashPoint.INGEST_AFTER_COMMIT)
+        commit = self._commit_of(batch_id)
+        seconds = time.monotonic() - started
+        ranges = self._captured(commit)
+        self._compare(batch_id, ranges)
+        done = Batch(INGEST, self.generation.id, batch_id, ranges, None, seconds, datetime.now(UTC), _newest(commit))
+        self._ledger.note(done)
+        self._noted(done)
+        self._passing(CrashPoint.INGEST_BEFORE_CHECKPOINT)
+
+    @property
+    def application(self) -> str:
+        """Name of the transactions with which this generation writes bronze."""
+        return f"{INGEST}-{self.generation.id}"
+
+    def _before_last_batch(self) -> int:
+        """Version of bronze behind which the commit of the next batch, or of the last one run again, will be found."""
+        latest = table_version(self._settings, BRONZE.path) or 0
+        for version in range(latest, -1, -1):
+            commit = read_commit(self._settings, BRONZE.path, version)
+            if commit is None:
+                break
+            if self.application in commit.transactions:
+                return version - 1
+        return latest
+
+    def _commit_of(self, batch_id: int) -> Commit:
+        """The commit of a batch. Others that lie between, such as upkeep's, are passed over."""
+        version = self._version
+        while (commit := read_commit(self._settings, BRONZE.path, version + 1)) is not None:
+            version += 1
+            if commit.transactions.get(self.application) == batch_id:
+                self._version = version
+                return commit
+        raise BooksOpen(
+            f"batch {batch_id} of {INGEST} is in none of the versions {self._version + 1} to {version} of bronze, although Delta took it; "
+            "another process writes this lake, or the log was changed by hand. Stop it, then start the stream again"
+        )
+
+    def _captured(self, commit: Commit) -> tuple[BatchRange, ...]:
+        """What a commit added, by partition, read back from its files."""
+        import pyarrow.compute as pc
+
+        rows = read_columns(self._settings, BRONZE.path, commit.added, ["kafka_topic", "kafka_partition", "kafka_offset"])
+        found = {}
+        for topic in pc.unique(rows["kafka_topic"]).to_pylist() if rows.num_rows else []:
+            of_topic = rows.filter(pc.equal(rows["kafka_topic"], topic))
+            for partition in pc.unique(of_topic["kafka_partition"]).to_pylist():
+                found[topic, partition] = of_topic.filter(pc.equal(of_topic["kafka_partition"], partition))
+        ranges = ranges_of(found)
+        return tuple(replace(r, rows_bronze=r.rows_in, rows_in=r.to_offset - r.from_offset) for r in ranges)
+
+    def _compare(self, batch_id: int, ranges: tuple[BatchRange, ...]) -> None:
+        """Rows written against records read, partition by partition."""
+        wanted = planned_ranges(self.checkpoint, batch_id)
+        written = {r.partition: r for r in ranges}
+        for partition, (begin, end) in wanted.items():
+            found = written.get(partition)
+            rows = 0 if found is None else found.rows_bronze or 0
+            first = begin if begin is not None and not self._settings.accept_gaps else (found.from_offset if found else end)
+            if rows != end - first:
+                topic, number = partition
+                raise BooksOpen(
+                    f"batch {batch_id} of {INGEST} read {end - first} offsets of {topic}[{number}], {first} to {end - 1}, but has {rows} "
+                    "rows in bronze. If producers write this topic in transactions, which leave offsets without records, have them "
+                    "write without; otherwise look at the disk, and run `make audit`"
+                )
 
 
-class TopicsMissing(RuntimeError):
-    """Topics the stream reads do not exist."""
+def planned_ranges(checkpoint: Path, batch_id: int) -> dict[Partition, tuple[int | None, int]]:
+    """Offsets a batch was to read, by partition: the first, and the one behind the last. Spark notes them before it runs the batch.
+
+    The first is `None` where Spark began at the start of a partition that was new. Partitions without new records are left out.
+
+    Args:
+        checkpoint: folder of the ingest query's checkpoint.
+        batch_id: the batch.
+    """
+    ends = _offsets_in(checkpoint / "offsets" / str(batch_id))
+    before = _offsets_in(checkpoint / "offsets" / str(batch_id - 1)) or _offsets_in(checkpoint / "sources" / "0" / "0")
+    return {p: (before.get(p), end) for p, end in ends.items() if before.get(p) != end}
 
 
-def topics(settings: Settings) -> list[str]:
-    """Topics of the data set, one per contract."""
-    return [topic_name(settings.env, c.plural) for c in contracts()]
+def planned_ends(checkpoint: Path) -> dict[Partition, int]:
+    """Where the last committed batch of a checkpoint ended, by partition; nothing comes of a checkpoint without one."""
+    done = [int(f.name) for f in (checkpoint / "commits").glob("*") if f.name.isdigit()]
+    return dict(_offsets_in(checkpoint / "offsets" / str(max(done)))) if done else {}
 
 
-def start_ingest(spark: SparkSession, settings: Settings) -> StreamingQuery:
+def _offsets_in(file: Path) -> Mapping[Partition, int]:
+    """Kafka offsets in a file of Spark's checkpoint, by partition; its last line holds them as JSON."""
+    if not file.exists():
+        return {}
+    found = json.loads(file.read_text(errors="replace").strip().splitlines()[-1].lstrip("\x00v1"))
+    return {(topic, int(p)): int(offset) for topic, partitions in found.items() for p, offset in partitions.items()}
+
+
+def _newest(commit: Commit) -> datetime | None:
+    """Kafka's time of the newest record of a commit, from its files' statistics."""
+    times = [str(f.maximum["kafka_timestamp"]) for f in commit.added if "kafka_timestamp" in f.maximum]
+    return datetime.fromisoformat(max(times)).astimezone(UTC) if times else None
+
+
+def start_ingest(spark: SparkSession, settings: Settings, step: IngestStep | None = None) -> StreamingQuery:
     """Start the endless query Kafka → bronze.
 
     Raises:
         TopicsMissing: a topic does not exist.
+        SourceLost: Kafka no longer holds what was to be read next.
     """
-    return _writer(spark, settings).trigger(processingTime=f"{int(settings.trigger_seconds * 1000)} milliseconds").start()
+    delay = f"{int(settings.max_trigger_delay_seconds * 1000)}ms"
+    least = {"minOffsetsPerTrigger": str(settings.min_records_per_batch), "maxTriggerDelay": delay}
+    writer = _writer(spark, settings, step or IngestStep(settings), least if settings.max_trigger_delay_seconds else {})
+    return writer.trigger(processingTime=f"{int(settings.trigger_seconds * 1000)} milliseconds").start()
 
 
-def drain_ingest(spark: SparkSession, settings: Settings) -> StreamingQuery:
+def drain_ingest(spark: SparkSession, settings: Settings, step: IngestStep | None = None) -> StreamingQuery:
     """Start the query for what is in Kafka now; it ends by itself.
 
     Raises:
         TopicsMissing: a topic does not exist.
+        SourceLost: Kafka no longer holds what was to be read next.
     """
-    return _writer(spark, settings).trigger(availableNow=True).start()
+    return _writer(spark, settings, step or IngestStep(settings), {}).trigger(availableNow=True).start()
 
 
-def _writer(spark: SparkSession, settings: Settings) -> DataStreamWriter:
-    create_table(settings, BRONZE)
+def _writer(spark: SparkSession, settings: Settings, step: IngestStep, options: Mapping[str, str]) -> DataStreamWriter:
     spark.sparkContext.setLocalProperty("spark.scheduler.pool", INGEST)
-    return (
-        _bronze_rows(_kafka_rows(spark, settings), settings)
-        .writeStream.format("delta")
-        .queryName(INGEST)
-        .outputMode("append")
-        .partitionBy(*BRONZE.partition_by)
-        .option("checkpointLocation", str(ingest_checkpoint(settings)))
-        .option("path", settings.table_uri(BRONZE.path))
-    )
+    rows = _bronze_rows(_kafka_rows(spark, settings, step, options), settings)
+    return rows.writeStream.queryName(INGEST).option("checkpointLocation", str(step.checkpoint)).foreachBatch(step)
 
 
-def _kafka_rows(spark: SparkSession, settings: Settings) -> DataFrame:
-    partitions = _partitions(settings)
+def _kafka_rows(spark: SparkSession, settings: Settings, step: IngestStep, options: Mapping[str, str]) -> DataFrame:
+    planned = planned_ends(step.checkpoint)
+    following = planned or captured(settings)
+    partitions = check_source(settings, following)
+    if following and not planned:
+        LOG.warning("the checkpoint of %s is new, bronze holds records of %s partitions: going on behind them", INGEST, len(following))
     return (
         spark.readStream.format("kafka")
         .option("kafka.bootstrap.servers", settings.kafka_bootstrap)
         .option("subscribe", ",".join(topics(settings)))
-        .option("startingOffsets", _starting_offsets(settings, partitions))
-        .option("failOnDataLoss", "true")
+        .option("startingOffsets", starting_offsets(partitions, following))
+        .option("failOnDataLoss", "false" if settings.accept_gaps else "true")
         .option("maxOffsetsPerTrigger", str(settings.max_records_per_batch))
-        .option("groupIdPrefix", f"crm-{settings.env}-ingest")
+        .options(**options)
+        .option("groupIdPrefix", f"crm-{settings.env}-{INGEST}")
         .option("kafka.max.partition.fetch.bytes", str(9 * 1024 * 1024))
         .load()
     )
@@ -102,40 +249,3 @@ def _bronze_rows(records: DataFrame, settings: Settings) -> DataFrame:
     )
     # One task per core instead of one per Kafka partition: fewer files, fewer task starts.
     return rows.coalesce(settings.spark_cores)
-
-
-def _partitions(settings: Settings) -> dict[str, list[int]]:
-    """Partitions of the data set's topics as the brokers know them.
-
-    Raises:
-        TopicsMissing: a topic does not exist.
-    """
-    from confluent_kafka.admin import AdminClient
-
-    wanted = topics(settings)
-    metadata = AdminClient({"bootstrap.servers": settings.kafka_bootstrap}).list_topics(timeout=30).topics
-    missing = [t for t in wanted if t not in metadata]
-    if missing:
-        raise TopicsMissing(
-            f"no topic {', '.join(missing)} at {settings.kafka_bootstrap}: materialize the assets `topics/*` of the data set {settings.env}"
-        )
-    return {t: sorted(metadata[t].partitions) for t in wanted}
-
-
-def _starting_offsets(settings: Settings, partitions: dict[str, list[int]]) -> str:
-    """Where a new checkpoint begins: at the start of the topics, or behind what bronze holds already.
-
-    Spark looks at it only when the checkpoint is new; then reading from the start would capture everything twice.
-    """
-    if (ingest_checkpoint(settings) / "offsets").exists():
-        return "earliest"
-    table = open_table(settings, BRONZE.path)
-    held = [] if table is None else files_of(table)
-    if not held:
-        return "earliest"
-    following: dict[tuple[str, int], int] = {}
-    rows = read_columns(settings, BRONZE.path, held, ["kafka_topic", "kafka_partition", "kafka_offset"])
-    for row in rows.group_by(["kafka_topic", "kafka_partition"]).aggregate([("kafka_offset", "max")]).to_pylist():
-        following[row["kafka_topic"], row["kafka_partition"]] = row["kafka_offset_max"] + 1
-    LOG.warning("the ingest checkpoint is new, bronze holds %s records: going on behind them", rows.num_rows)
-    return json.dumps({t: {str(p): following.get((t, p), EARLIEST) for p in found} for t, found in partitions.items()})

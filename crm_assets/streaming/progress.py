@@ -40,6 +40,7 @@ class QueryProgress:
         run_id: id of this start of the query.
         batch_id: last batch that was committed in this run, None before the first.
         committed_at: when that batch ended (ISO 8601, UTC).
+        newest_record_at: Kafka's time of the newest record that is done (ISO 8601, UTC).
         rows: records of all batches of this driver's life.
         rows_per_second: speed of the last batch that held records.
         end_offsets: where the source was read to, as its own JSON: offsets per partition for Kafka, a version for Delta.
@@ -56,6 +57,7 @@ class QueryProgress:
     run_id: str = ""
     batch_id: int | None = None
     committed_at: str | None = None
+    newest_record_at: str | None = None
     rows: int = 0
     rows_per_second: float = 0.0
     end_offsets: Any = None
@@ -69,12 +71,13 @@ class QueryProgress:
 
 @dataclass(frozen=True)
 class StreamProgress:
-    """State of the driver: its process, its last sign of life, its queries (`ingest`, `refine`)."""
+    """State of the driver: its process, its last sign of life, its queries (`ingest`, `refine`), where its Prometheus metrics are."""
 
     pid: int
     started_at: str
     heartbeat_at: str
     queries: dict[str, QueryProgress]
+    metrics_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def read_progress(settings: Settings) -> StreamProgress | None:
         return None
     found = json.loads(path.read_text())
     queries = {name: QueryProgress(**{**q, "state": QueryState(q["state"])}) for name, q in found["queries"].items()}
-    return StreamProgress(int(found["pid"]), found["started_at"], found["heartbeat_at"], queries)
+    return StreamProgress(int(found["pid"]), found["started_at"], found["heartbeat_at"], queries, found.get("metrics_url"))
 
 
 def judge(alive: bool, progress: StreamProgress | None, now: datetime) -> Health:

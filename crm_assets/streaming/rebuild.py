@@ -92,7 +92,7 @@ def rebuild(spark: SparkSession, settings: Settings, *, swap: bool = True) -> Re
     finish_swap(settings)
     root = Path(settings.lake_root)
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    beside = Place(f"_rebuild/{name}/", Path(settings.checkpoint_root) / f"refine-{name}")
+    beside = Place(f"_rebuild/{name}/", Path(settings.checkpoint_root) / f"refine-{name}", query="rebuild")
     query = drain_refine(spark, settings, RefineStep(settings, beside))
     query.awaitTermination()
     error = query.exception()

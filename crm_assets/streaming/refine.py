@@ -11,18 +11,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from crm_assets.streaming.history import IDENTITY, Decision, FileIndex, PlacedCoordinates, Verdict, decide, placed_coordinates
-from crm_assets.streaming.tables import Place, create_refined, generation_of, refined_tables
+from crm_assets.streaming.batch_ledger import Batch, BatchLedger, BatchRange, ranges_of, rows_by_partition
+from crm_assets.streaming.crash_points import CrashPoint
+from crm_assets.streaming.history import IDENTITY, Decision, FileIndex, Verdict, decide
+from crm_assets.streaming.resumption import resumption, source_version
+from crm_assets.streaming.tables import BooksOpen, Place, create_refined, generation_of, refined_tables
 from crm_assets.streaming.transform import DETAIL, OK, RAW, REASON, Limits, Screen, classify
 from crm_resources.contracts import Contract, Reason, contracts
 from crm_resources.contracts.derive_spark import silver_type
-from crm_resources.lake import files_of, open_table, read_columns, read_commit, row_count, unquoted
+from crm_resources.lake import files_of, open_table, read_columns, read_commit, row_count, table_version, unquoted
 from crm_resources.lake_tables import append_rows, create_table, table_schema
 from crm_resources.layout import BRONZE, COORDINATES, DEAD_LETTERS, DUPLICATES, SILVER, LakeTable, silver_columns, topic_name
 from crm_resources.settings import Settings
@@ -45,10 +49,6 @@ MAX_FILES = 512
 """Most files of bronze a batch reads: a long backlog of small files is worked off in batches of bearable size."""
 
 MAX_EVENT_ID_BYTES = 200
-
-
-class BooksOpen(RuntimeError):
-    """A batch wrote another number of rows than it read. The query stops; the batch is not committed."""
 
 
 class StepClosed(RuntimeError):
@@ -88,10 +88,11 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Placed:
-    """The records of one entity in a batch, by the table they go to."""
+    """The records of one entity in a batch, by the table they go to. `read` holds the coordinates of all of them."""
 
     contract: Contract
     counts: BatchCounts
+    read: pa.Table
     silver: pa.Table
     dead_letters: pa.Table | None = None
     duplicates: pa.Table | None = None
@@ -103,22 +104,34 @@ class RefineStep:
     Args:
         settings: environment and limits.
         place: live tables, or those of a rebuild.
-        after_commit: called with the name of a table after a batch's rows are in it; tests crash there.
+        ledger: where batches are noted.
+        noted: called with each batch when its rows are in their tables and it is in the ledger.
+        passing: called at each crash point.
     """
 
-    def __init__(self, settings: Settings, place: Place, after_commit: Callable[[str], None] = lambda _name: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        place: Place,
+        ledger: BatchLedger | None = None,
+        *,
+        noted: Callable[[Batch], None] = lambda _batch: None,
+        passing: Callable[[CrashPoint], None] = lambda _point: None,
+    ) -> None:
         create_refined(settings, place)
         self._settings = settings
         self.place = place
         self._limits = Limits(settings.future_tolerance_seconds)
         self._screens = {c.entity: Screen(c, self._limits) for c in contracts()}
-        self._after_commit = after_commit
+        self._ledger = ledger or BatchLedger(settings)
+        self._noted = noted
+        self._passing = passing
         rows = sum(row_count(settings, place.path(t)) for t in refined_tables())
-        self.generation = generation_of(place.checkpoint, tables_hold_rows=rows > 0)
+        bronze = table_version(settings, BRONZE.path)
+        self.generation = generation_of(place.checkpoint, tables_hold_rows=rows > 0, bronze_version=-1 if bronze is None else bronze)
         self._tables = {t.name: self._opened(t) for t in refined_tables()}
-        self._placed = self._placed_before() if self.generation.over_existing else PlacedCoordinates()
+        self.resumption = resumption(settings, place, self.generation)
         self.total = BatchCounts()
-        self.rows_per_second = 0.0
         self._gate = threading.Lock()
         self._closed = False
 
@@ -151,12 +164,27 @@ class RefineStep:
         with self._gate:
             if self._closed:
                 raise StepClosed(f"batch {batch_id} is not begun, the stream is stopping")
-            started = time.monotonic()
-            before = self.total.read
             self._place_all(batch, batch_id)
-            self.rows_per_second = (self.total.read - before) / max(time.monotonic() - started, 1e-9)
+
+    @contextmanager
+    def between_batches(self) -> Iterator[None]:
+        """Time between two batches, in which another thread of the driver may write the tables; the step looks at them anew then.
+
+        Raises:
+            StepClosed: the stream is stopping.
+        """
+        with self._gate:
+            if self._closed:
+                raise StepClosed("the stream is stopping")
+            try:
+                yield
+            finally:
+                self._tables = {t.name: self._opened(t) for t in refined_tables()}
 
     def _place_all(self, batch: DataFrame, batch_id: int) -> None:
+        import pyarrow.compute as pc
+
+        started = time.monotonic()
         with ThreadPoolExecutor(max_workers=len(contracts()) + 2, thread_name_prefix=f"refine-{batch_id}") as pool:
             placing = [pool.submit(self._place_entity, records, contract) for contract, records in self._by_contract(batch)]
             done = [f.result() for f in placing]
@@ -165,11 +193,34 @@ class RefineStep:
             writes = [(SILVER[p.contract.plural], [p.silver], p.counts.silver) for p in done]
             writes.append((DEAD_LETTERS, [p.dead_letters for p in done], counts.dead_letters))
             writes.append((DUPLICATES, [p.duplicates for p in done], counts.duplicates))
+            self._passing(CrashPoint.REFINE_BEFORE_COMMIT)
             for future in [pool.submit(self._write, table, parts, rows, batch_id) for table, parts, rows in writes]:
                 future.result()
+        self._passing(CrashPoint.REFINE_AFTER_COMMIT)
         if counts.read != counts.silver + counts.dead_letters + counts.duplicates + counts.placed_before:
             raise BooksOpen(f"batch {batch_id}: the records do not add up, {counts}; the batch is not committed")
+        version = source_version(self.place.checkpoint, batch_id)
+        ranges = tuple(r for p in done for r in self._ranges(p))
+        newest = max((pc.max(p.read["kafka_timestamp"]).as_py() for p in done if p.read.num_rows), default=None)
+        seconds = time.monotonic() - started
+        noted = Batch(self.place.query, self.generation.id, batch_id, ranges, version, seconds, datetime.now(UTC), newest)
+        self._ledger.note(noted)
+        self._noted(noted)
         self.total += counts
+        self._passing(CrashPoint.REFINE_BEFORE_CHECKPOINT)
+
+    def _ranges(self, placed: _Placed) -> tuple[BatchRange, ...]:
+        """What became of an entity's records, by partition."""
+        import pyarrow.compute as pc
+
+        topic = topic_name(self._settings.env, placed.contract.plural)
+        partitions = pc.unique(placed.read["kafka_partition"]).to_pylist()
+        read = {(topic, p): placed.read.filter(pc.equal(placed.read["kafka_partition"], p)) for p in partitions}
+        silver = rows_by_partition(topic, [placed.silver])
+        dead = rows_by_partition(topic, [placed.dead_letters])
+        duplicates = rows_by_partition(topic, [placed.duplicates])
+        before = {k: t.num_rows - silver.get(k, 0) - dead.get(k, 0) - duplicates.get(k, 0) for k, t in read.items()}
+        return ranges_of(read, rows_silver=silver, rows_dead_letters=dead, rows_duplicates=duplicates, rows_placed_before=before)
 
     def _by_contract(self, batch: DataFrame) -> list[tuple[Contract, DataFrame]]:
         """The batch's records of each entity that has some.
@@ -209,7 +260,7 @@ class RefineStep:
             judged = classify(suspects, contract, self._limits).toArrow()
             rescued, refused = judged.filter(judged[REASON].is_null()), judged.filter(judged[REASON].is_valid())
             good = pa.concat_tables([good, rescued.select(names).cast(good.schema)])
-        placed = self._placed.decisions(topic, screened)
+        placed = self.resumption.placed.decisions(topic, screened)
         good = _others(good, placed)
         refused = None if refused is None else _others(refused, placed)
         decisions = decide(good.select(IDENTITY), self._history(contract, good)) if good.num_rows else []
@@ -223,6 +274,7 @@ class RefineStep:
         return _Placed(
             contract,
             BatchCounts(screened.num_rows, silver.num_rows, sum(d.num_rows for d in dead), len(duplicates), len(placed)),
+            screened.select([*_POSITION, "kafka_timestamp"]),
             silver,
             pa.concat_tables(dead) if dead else None,
             _those(good, duplicates) if duplicates else None,
@@ -267,7 +319,7 @@ class RefineStep:
         state.last_batch = batch_id
         if table.name in SILVER:
             state.index.add(commit.added)
-        self._after_commit(table.name)
+        self._passing(CrashPoint.REFINE_BETWEEN_TABLES)
 
     def _opened(self, table: LakeTable) -> _Table:
         path = self.place.path(table)
@@ -282,17 +334,6 @@ class RefineStep:
 
     def _application(self, table: LakeTable) -> str:
         return f"{REFINE}-{self.generation.id}-{table.name}"
-
-    def _placed_before(self) -> PlacedCoordinates:
-        """Coordinates of all rows in the tables, read once: the checkpoint is new, they are not."""
-        columns = ["kafka_topic", "kafka_partition", "kafka_offset"]
-        found = []
-        for table in refined_tables():
-            path = self.place.path(table)
-            opened = open_table(self._settings, path)
-            files = [] if opened is None else files_of(opened)
-            found.append(read_columns(self._settings, path, files, columns))
-        return placed_coordinates(found)
 
 
 _POSITION = ["kafka_partition", "kafka_offset"]
@@ -312,12 +353,14 @@ def drain_refine(spark: SparkSession, settings: Settings, step: RefineStep) -> S
 def _writer(spark: SparkSession, settings: Settings, step: RefineStep) -> DataStreamWriter:
     create_table(settings, BRONZE)
     _share(spark)
-    rows = (
+    source = (
         spark.readStream.format("delta")
         .option("maxBytesPerTrigger", str(batch_bytes(settings)))
         .option("maxFilesPerTrigger", str(MAX_FILES))
-        .load(settings.table_uri(BRONZE.path))
     )
+    if step.resumption.starting_version is not None:
+        source = source.option("startingVersion", str(step.resumption.starting_version))
+    rows = source.load(settings.table_uri(BRONZE.path))
     return rows.writeStream.queryName(REFINE).option("checkpointLocation", str(step.place.checkpoint)).foreachBatch(step)
 
 

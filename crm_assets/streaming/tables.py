@@ -6,24 +6,18 @@ Belongs here: what exists before the first batch. Not here: what a batch does wi
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from crm_resources.contracts import contracts
 from crm_resources.lake_tables import create_table
-from crm_resources.layout import (
-    DEAD_LETTERS,
-    DUPLICATES,
-    SILVER,
-    LakeTable,
-)
+from crm_resources.layout import DEAD_LETTERS, DUPLICATES, SILVER, LakeTable
 from crm_resources.settings import Settings
 
-if TYPE_CHECKING:
-    pass
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,10 +27,12 @@ class Place:
     Args:
         prefix: path below the lake's root, empty for the live tables, otherwise ending in a slash.
         checkpoint: folder of the query's checkpoint.
+        query: name under which its batches stand in the ledger. Those of a rebuild, which may never become live, have another.
     """
 
     prefix: str
     checkpoint: Path
+    query: str = "refine"
 
     def path(self, table: LakeTable) -> str:
         """Path of a table below the lake's root."""
@@ -54,7 +50,7 @@ def ingest_checkpoint(settings: Settings) -> Path:
 
 
 def refined_tables() -> tuple[LakeTable, ...]:
-    """The tables the refine step writes: silver in contract order, dead letters, duplicates."""
+    """The tables with a place for every record of bronze: silver in contract order, dead letters, duplicates."""
     return (*(SILVER[c.plural] for c in contracts()), DEAD_LETTERS, DUPLICATES)
 
 
@@ -64,8 +60,8 @@ def create_refined(settings: Settings, place: Place) -> None:
         create_table(settings, table, place.path(table))
 
 
-class CheckpointDamaged(RuntimeError):
-    """A checkpoint has lost a part; going on could write rows twice."""
+class BooksOpen(RuntimeError):
+    """A batch wrote another number of rows than it read. The query stops; Spark does not take the batch for done."""
 
 
 @dataclass(frozen=True)
@@ -79,32 +75,35 @@ class Generation:
         id: name of this generation.
         created_at: when the checkpoint was made, ISO 8601 in UTC.
         over_existing: whether the tables held rows already when it was made.
+        bronze_version: version of bronze at that time, -1 where nobody noted it.
     """
 
     id: str
     created_at: str
     over_existing: bool
+    bronze_version: int = -1
 
 
-def generation_of(checkpoint: Path, *, tables_hold_rows: bool) -> Generation:
+def generation_of(checkpoint: Path, *, tables_hold_rows: bool, bronze_version: int = -1) -> Generation:
     """Generation of a checkpoint; a new one when the checkpoint does not exist yet.
+
+    A checkpoint without its generation, be it damaged or made by an older version of the platform, is moved aside: its writes
+    could not be told from older ones, and a new one goes on from what stands in the tables.
 
     Args:
         checkpoint: folder of the query's checkpoint.
         tables_hold_rows: whether the query's tables hold rows now.
-
-    Raises:
-        CheckpointDamaged: Spark's part is there but the generation is not.
+        bronze_version: version of bronze now.
     """
     file = checkpoint / "generation.json"
     if file.exists():
         return Generation(**json.loads(file.read_text()))
+    now = datetime.now(UTC)
     if (checkpoint / "offsets").exists():
-        raise CheckpointDamaged(
-            f"{checkpoint} has no generation.json, so its writes cannot be told from older ones. Restore the file, or move the folder "
-            "away: a new checkpoint reads bronze from its start and leaves rows that have their place where they are"
-        )
-    made = Generation(uuid.uuid4().hex, datetime.now(UTC).isoformat(timespec="seconds"), tables_hold_rows)
+        aside = checkpoint.with_name(f"{checkpoint.name}.without-generation-{now:%Y%m%dT%H%M%S}")
+        checkpoint.rename(aside)
+        LOG.warning("the checkpoint %s has no generation.json; it is now %s, a new one goes on from the tables", checkpoint, aside)
+    made = Generation(uuid.uuid4().hex, now.isoformat(timespec="seconds"), tables_hold_rows, bronze_version)
     checkpoint.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(".tmp")
     draft.write_text(json.dumps(asdict(made)) + "\n")

@@ -13,7 +13,7 @@ from crm_resources.contracts import contract_for
 from crm_resources.contracts.derive_spark import silver_type
 from crm_resources.lake import files_of, open_table, read_columns
 from crm_resources.lake_tables import create_table
-from crm_resources.layout import BRONZE, topic_name
+from crm_resources.layout import BATCHES, BRONZE, topic_name
 from crm_resources.settings import Settings
 from tests.integration.stream.messages import ARRIVED, Message
 
@@ -71,6 +71,12 @@ class Lake:
         found = next(t for t in refined_tables() if t.name == table)
         opened = open_table(self.settings, found.path)
         return [] if opened is None else read_columns(self.settings, found.path, files_of(opened), columns).to_pylist()
+
+    def batches(self) -> list[dict[str, Any]]:
+        """The batch ledger."""
+        opened = open_table(self.settings, BATCHES.path)
+        columns = [c.name for c in BATCHES.columns]
+        return [] if opened is None else read_columns(self.settings, BATCHES.path, files_of(opened), columns).to_pylist()
 
     def places(self) -> list[tuple[str, int, int]]:
         """Coordinates of every row of every refined table: the books close when each of bronze is here once."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from crm_assets.streaming.refine import BatchCounts, RefineStep
-from crm_assets.streaming.tables import CheckpointDamaged, live
+from crm_assets.streaming.crash_points import CrashPoint
+from crm_assets.streaming.refine import BatchCounts, RefineStep, drain_refine
+from crm_assets.streaming.tables import live
 from crm_resources.contracts import Reason
 from crm_resources.lake import table_version
-from crm_resources.layout import SILVER
+from crm_resources.layout import BATCHES, SILVER
 from tests.integration.stream.lake_fixtures import Lake, Record, records
 from tests.integration.stream.messages import ARRIVED, Message, good_message, spoil
 
@@ -108,23 +110,34 @@ def test_a_batch_run_again_changes_nothing(lake: Lake) -> None:
     assert lake.places() == lake.coordinates(captured)
 
 
-@pytest.mark.parametrize("crash_at", ["events", "profiles", "dead_letters", "duplicates"])
-def test_a_crash_between_two_tables_loses_and_doubles_nothing(lake: Lake, crash_at: str) -> None:
+@pytest.mark.parametrize(
+    ("point", "passing"),
+    [
+        (CrashPoint.REFINE_BEFORE_COMMIT, 1),
+        *((CrashPoint.REFINE_BETWEEN_TABLES, n) for n in range(1, 7)),
+        (CrashPoint.REFINE_AFTER_COMMIT, 1),
+        (CrashPoint.REFINE_BEFORE_CHECKPOINT, 1),
+    ],
+)
+def test_a_crash_anywhere_in_a_batch_loses_and_doubles_nothing(lake: Lake, point: CrashPoint, passing: int) -> None:
     captured = mixed(count=40)
     place = live(lake.settings)
+    passed: list[CrashPoint] = []
 
-    def crash(table: str) -> None:
-        if table == crash_at:
+    def crash(at: CrashPoint) -> None:
+        passed.append(at)
+        if passed.count(point) == passing:
             raise Crash
 
     with pytest.raises(Crash):
-        RefineStep(lake.settings, place, after_commit=crash)(lake.frame(captured), 0)
+        RefineStep(lake.settings, place, passing=crash)(lake.frame(captured), 0)
     RefineStep(lake.settings, place)(lake.frame(captured), 0)
 
     assert lake.places() == lake.coordinates(captured)
+    assert sum(b["rows_in"] for b in lake.batches()) == len(captured)
 
 
-def test_a_lost_checkpoint_doubles_nothing(lake: Lake) -> None:
+def test_a_lost_checkpoint_goes_on_where_the_ledger_says(lake: Lake) -> None:
     captured = mixed(count=40)
     lake.capture(captured)
     lake.refine()
@@ -132,20 +145,80 @@ def test_a_lost_checkpoint_doubles_nothing(lake: Lake) -> None:
     late = records("event", messages("event", 5, seed=8), first_offset=10_000)
     lake.capture(late)
 
-    counts = lake.refine().total
+    step = lake.refine()
 
-    assert counts.placed_before == len(captured)
-    assert counts.silver == len(late)
+    assert step.resumption.starting_version == 2
+    assert (step.total.read, step.total.placed_before, step.total.silver) == (len(late), 0, len(late))
     assert lake.places() == lake.coordinates([*captured, *late])
 
 
-def test_a_checkpoint_without_its_generation_is_refused(lake: Lake) -> None:
-    lake.capture(records("event", messages("event", 2)))
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_checkpoint_lost_in_the_middle_of_a_batch_doubles_nothing(lake: Lake, noted: bool) -> None:
+    """The batch is in some tables, or in all but the ledger, when the driver dies and its checkpoint with it."""
+    first, second = mixed(count=20), [replace(r, offset=r.offset + 1000) for r in mixed(count=20, seed=9)]
+    lake.capture(first)
     lake.refine()
-    (live(lake.settings).checkpoint / "generation.json").unlink()
+    lake.capture(second)
+    point = CrashPoint.REFINE_AFTER_COMMIT if noted else CrashPoint.REFINE_BETWEEN_TABLES
 
-    with pytest.raises(CheckpointDamaged, match=r"generation\.json"):
-        lake.refine()
+    def crash(at: CrashPoint) -> None:
+        if at is point:
+            raise Crash
+
+    query = drain_refine(lake.spark, lake.settings, RefineStep(lake.settings, live(lake.settings), passing=crash))
+    with pytest.raises(Exception, match="Crash"):
+        query.awaitTermination()
+    shutil.rmtree(live(lake.settings).checkpoint)
+
+    step = lake.refine()
+
+    assert step.resumption.starting_version == 2
+    assert step.total.placed_before > 0
+    assert lake.places() == lake.coordinates([*first, *second])
+
+
+def test_without_a_ledger_bronze_is_read_from_its_start(lake: Lake) -> None:
+    captured = mixed(count=40)
+    lake.capture(captured)
+    lake.refine()
+    shutil.rmtree(live(lake.settings).checkpoint)
+    shutil.rmtree(lake.settings.table_uri(BATCHES.path))
+
+    step = lake.refine()
+
+    assert step.resumption.starting_version is None
+    assert (step.total.read, step.total.placed_before) == (len(captured), len(captured))
+    assert lake.places() == lake.coordinates(captured)
+
+
+def test_a_checkpoint_without_its_generation_is_moved_aside(lake: Lake) -> None:
+    captured = records("event", messages("event", 2))
+    lake.capture(captured)
+    lake.refine()
+    checkpoint = live(lake.settings).checkpoint
+    (checkpoint / "generation.json").unlink()
+
+    lake.refine()
+
+    assert lake.places() == lake.coordinates(captured)
+    assert [p.name for p in checkpoint.parent.glob("refine.without-generation-*")]
+
+
+def test_the_ledger_says_what_became_of_each_partition(lake: Lake) -> None:
+    captured = mixed(count=40)
+    lake.capture(captured)
+
+    total = lake.refine().total
+
+    rows = lake.batches()
+    assert {(r["kafka_topic"], r["kafka_partition"]) for r in rows} == {(lake.topic(r.entity), r.partition) for r in captured}
+    for row in rows:
+        offsets = [r.offset for r in captured if (lake.topic(r.entity), r.partition) == (row["kafka_topic"], row["kafka_partition"])]
+        assert (row["from_offset"], row["to_offset"], row["rows_in"]) == (min(offsets), max(offsets) + 1, len(offsets))
+        outcomes = [row[f"rows_{name}"] for name in ("silver", "dead_letters", "duplicates", "placed_before")]
+        assert sum(outcomes) == row["rows_in"]
+    for name in ("silver", "dead_letters", "duplicates"):
+        assert sum(r[f"rows_{name}"] for r in rows) == getattr(total, name)
 
 
 def test_many_small_batches_and_one_large_give_the_same_tables(spark, lake_settings, tmp_path) -> None:
