@@ -53,7 +53,7 @@ def main(
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(EXPERIMENTS)}", param_hint="--only")
     trials: list[Trial] = []
-    variables = {"CRM_DRIVER_MEMORY": "1g", "CRM_TRIGGER_SECONDS": "1", "CRM_ENV": "faults"}
+    variables = {"CRM_DRIVER_MEMORY": "1g", "CRM_TRIGGER_SECONDS": "1", "CRM_MAX_TRIGGER_DELAY_SECONDS": "0", "CRM_ENV": "faults"}
     with CONSOLE.status("starting Kafka and PostgreSQL") as status, own_stack("faults", **variables) as environ:
 
         def say(what: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from tests.driver_process import wait_until
+from tests.driver_process import DriverProcess, wait_until
 from tests.faults.data_set import DataSet, Ground
 from tests.faults.trial import Control, Finding, Invariant, Trial, with_finding
 from tests.faults.unprotected import Protection
@@ -50,6 +50,9 @@ def second_writer(ground: Ground) -> Trial:
     return Trial("F13", "f13", fault, findings, (control,), time.monotonic() - begun)
 
 
-def _second(data: DataSet):
-    """A driver on the same lake that keeps its checkpoints elsewhere."""
-    return data.another_driver("second", CRM_LAKE_URI=data.settings.lake_root)
+def _second(data: DataSet) -> DriverProcess:
+    """A driver on the same lake and topics whose home, and with it its checkpoints, is elsewhere."""
+    settings = data.settings
+    home = settings.home / "second"
+    home.mkdir(exist_ok=True)
+    return data.another_driver("second", CRM_HOME=str(home), CRM_LAKE_URI=settings.lake_root, CRM_KAFKA_BOOTSTRAP=settings.kafka_bootstrap)
