@@ -5,6 +5,7 @@ Belongs here: folder, variables, Kafka and PostgreSQL. Not here: processes on to
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -35,6 +36,13 @@ def own_home(name: str, **variables: str) -> Iterator[dict[str, str]]:
         "CRM_JARS_DIR": str(settings.jars_root),
         **variables,
     }
+    settings.home.mkdir(parents=True, exist_ok=True)
+    lock = (settings.home / f"{name}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with this process
+    except BlockingIOError:
+        lock.close()
+        raise SystemExit(f"{home} is in use by another run of this command; wait for it, or choose another CRM_HOME") from None
     # What a killed run left behind would be taken for this one's.
     if home.exists():
         Stack(load_settings(environ), environ=environ).down()
@@ -45,6 +53,7 @@ def own_home(name: str, **variables: str) -> Iterator[dict[str, str]]:
         yield environ
     finally:
         signal.signal(signal.SIGTERM, before)
+        lock.close()
         shutil.rmtree(home, ignore_errors=True)
 
 

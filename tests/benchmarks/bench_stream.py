@@ -381,7 +381,7 @@ def _figures(phase: Phase, kind: str) -> dict[str, float]:
     head = f"{kind}at_{phase.rate:.0f}_"
     million, hour = phase.records / 1e6, phase.held_seconds / 3_600
     return {
-        **{k.replace("quickstart_quickstart", "quickstart"): v for k, v in _quantiles(phase, head).items()},
+        **_quantiles(phase, head),
         f"{head}records": phase.records,
         f"{head}achieved_records_per_s": round(phase.achieved, 1),
         f"{head}lag_growth_records_per_s": round(phase.lag_slope, 1),
@@ -408,7 +408,7 @@ def _missed(phases: Sequence[Phase]) -> list[str]:
 
 def _line(phase: Phase) -> str:
     parts = [f"{place} p95 {float(s.quantile(0.95) or 0.0):.2f} s" for place, s in phase.seconds.items() if s.len()]
-    growth = "sustained" if phase.sustained else f"lag grows by {phase.lag_slope:,.0f} a second"
+    growth = "sustained" if phase.sustained else f"lag grows by {phase.lag_slope:,.0f} a second, {phase.achieved:,.0f}/s were sent"
     return f"{phase.rate:,.0f}/s: {', '.join(parts)}, {growth}"
 
 

@@ -24,7 +24,7 @@ from generator.delivery import deliver
 from generator.records import Outgoing
 from generator.send import check_file, check_record
 from tests.faults.data_set import DataSet, Ground
-from tests.faults.trial import Control, Finding, Invariant, Trial, judged, with_finding
+from tests.faults.trial import Control, Finding, Invariant, Trial, counted, judged, with_finding
 from tests.faults.unprotected import Protection
 from tests.oracle.refresh import WITHOUT_TESTS, run_dbt
 from tests.process_usage import ProcessUsage
@@ -61,10 +61,11 @@ def poison(ground: Ground) -> Trial:
         status = data.driver.stop()
         ordered, found = _ordered_reasons(data), _reasons(data)
         absent = [d.value for d in POISON if not _ordered(data)[d.value]]
+        result = data.audit()
         findings = with_finding(
-            data.verdict(),
+            judged(result),
             Invariant.I7,
-            Finding(ordered == found, f"dead letters by reason: {_counted(found)}; ordered: {_counted(ordered)}"),
+            Finding(ordered == found, f"dead letters by reason: {_listed(found)}; ordered: {_listed(ordered)}"),
             Finding(not absent, f"not among the poison: {', '.join(absent)}" if absent else "every kind was sent"),
         )
         findings |= {
@@ -73,7 +74,7 @@ def poison(ground: Ground) -> Trial:
                 f"the driver never stopped, at most {usage.peak_mib:,.0f} MiB of {MEMORY_BOUND_MIB:,.0f}, lag 0 after {healed:.0f} s",
             )
         }
-        figures = {"poison_records": sum(found.values()), "peak_rss_mib": round(usage.peak_mib), "lag_seconds": round(healed, 1)}
+        figures = counted(result) | {"peak_rss_mib": round(usage.peak_mib), "lag_seconds": round(healed, 1)}
     control = _control(ground, "f8control", Protection.QUARANTINE, {Invariant.I5}, {"defects": defects})
     fault = f"{len(POISON)} kinds of poison, together {POISON_SHARE:.0%} of {ground.rate:,} records a second"
     return Trial("F8", "f8", fault, findings, (control,), time.monotonic() - begun, figures)
@@ -102,7 +103,7 @@ def duplicates(ground: Ground) -> Trial:
             Finding(result.counts.duplicates == dropped, f"{result.counts.duplicates:,} duplicates counted, {dropped:,} were sent"),
             Finding(kept == conflicts and conflicts > 0, f"{kept:,} conflicting kept aside, {conflicts:,} were sent"),
         )
-        figures = {"duplicate_records": result.counts.duplicates, "conflicting_records": kept}
+        figures = counted(result) | {"conflicting_rows": kept}
     control = _control(ground, "f9control", Protection.DUPLICATES, {Invariant.I2}, {"defects": defects})
     fault = f"5 % sent twice, 1 % with another payload, and a whole batch of {BATCH_RECORDS:,} sent again"
     return Trial("F9", "f9", fault, findings, (control,), time.monotonic() - begun, figures)
@@ -130,7 +131,7 @@ def late(ground: Ground) -> Trial:
         send(data, "shifted", shifted)
         data.wait(data.settled, "the shifted orders have their place")
         data.driver.stop()
-        findings = data.verdict()
+        result = data.audit()
         run_dbt(data.settings, *WITHOUT_TESTS)
         truth, daily = _truth([*in_time, *shifted], datetime.now(UTC).date()), _daily_sales(data)
         differing = sorted(d.isoformat() for d in truth.keys() | daily.keys() if truth.get(d) != daily.get(d))
@@ -138,7 +139,7 @@ def late(ground: Ground) -> Trial:
         future = _reasons(data)[Reason.FUTURE_EVENT.value]
         expected_late = sum(SHIFTED for name in SHIFTS if "late" in name)
         said = f"days that differ: {', '.join(differing)}" if differing else f"{len(truth)} days equal the truth table"
-        findings = with_finding(findings, Invariant.I5, Finding(not differing, said))
+        findings = with_finding(judged(result), Invariant.I5, Finding(not differing, said))
         findings = with_finding(
             findings,
             Invariant.I7,
@@ -147,7 +148,12 @@ def late(ground: Ground) -> Trial:
             ),
             Finding(future == SHIFTED, f"{future:,} quarantined from the future, {SHIFTED:,} were sent"),
         )
-        figures = {"late_records": behind, "future_records": future, "days_compared": len(truth), "days_differing": len(differing)}
+        figures = counted(result) | {
+            "late_rows": behind,
+            "future_rows": future,
+            "days_compared": len(truth),
+            "days_differing": len(differing),
+        }
     controls = _late_controls(ground)
     fault = f"{SHIFTED} orders each {', '.join(SHIFTS)}, shuffled, behind {IN_TIME} in time"
     return Trial("F10", "f10", fault, findings, controls, time.monotonic() - begun, figures)
@@ -280,12 +286,12 @@ def _ordered(data: DataSet) -> Counter[str]:
 
 def _ordered_reasons(data: DataSet) -> Counter[str]:
     """Reasons the ledger says the dead letters must have."""
-    counted: Counter[str] = Counter()
+    expected: Counter[str] = Counter()
     for defect, count in _ordered(data).items():
         reason = Defect(defect).reason
         if reason is not None:
-            counted[reason.value] += count
-    return counted
+            expected[reason.value] += count
+    return expected
 
 
 def _reasons(data: DataSet) -> Counter[str]:
@@ -331,5 +337,5 @@ def _daily_sales(data: DataSet) -> dict[date, Decimal]:
     return {day: Decimal(amount) for day, amount in rows if Decimal(amount)}
 
 
-def _counted(counts: Counter[str]) -> str:
+def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items())) or "none"

@@ -16,7 +16,7 @@ from crm_assets.streaming.crash_points import VARIABLE, CrashPoint
 from crm_assets.streaming.tables import ingest_checkpoint, live
 from tests.driver_process import wait_until
 from tests.faults.data_set import DataSet, Ground, batch_in_hand
-from tests.faults.trial import Control, Finding, Invariant, Trial, judged, with_finding
+from tests.faults.trial import Control, Finding, Invariant, Trial, counted, judged, with_finding
 from tests.faults.unprotected import Protection
 
 LATEST_KILL_SECONDS = 4.0
@@ -48,11 +48,10 @@ def random_kills(ground: Ground) -> Trial:
         data.driver.stop()
         result = data.audit()
         findings = with_finding(judged(result), Invariant.I6, healed)
-        figures = {
+        figures = counted(result) | {
             "kills": ground.kills,
             "kills_within_ingest_batch": struck["ingest"],
             "kills_within_refine_batch": struck["refine"],
-            "acked_records": result.counts.acked,
         }
     seen = f"{struck['ingest']} kills fell into a batch of ingest, {struck['refine']} into a batch of refine"
     control = _crashed(ground, "f4killscontrol", [CrashPoint.REFINE_BEFORE_CHECKPOINT], [Protection.TRANSACTIONS])
@@ -68,7 +67,8 @@ def crash_points(ground: Ground) -> Trial:
         hit = die_at(data, ground, points)
         healed = data.heal()
         data.driver.stop()
-        findings = with_finding(data.verdict(), Invariant.I6, healed)
+        result = data.audit()
+        findings = with_finding(judged(result), Invariant.I6, healed)
     missed = [p.value for p, there in hit.items() if not there]
     said = f"not reached: {', '.join(missed)}" if missed else f"the driver died at {', '.join(p.value for p in points)}"
     findings = with_finding(findings, Invariant.I7, Finding(not missed, said))
@@ -76,7 +76,7 @@ def crash_points(ground: Ground) -> Trial:
         ground, "f4pointscontrol", [CrashPoint.INGEST_BEFORE_CHECKPOINT, CrashPoint.REFINE_BETWEEN_TABLES], [Protection.TRANSACTIONS]
     )
     fault = f"kill -9 of the driver at {len(points)} places between its writes"
-    figures = {"crash_points": len(points), "crash_points_hit": len(points) - len(missed)}
+    figures = counted(result) | {"crash_points": len(points), "crash_points_hit": len(points) - len(missed)}
     return Trial("F4", "f4_points", fault, findings, (control,), time.monotonic() - begun, figures)
 
 
@@ -95,7 +95,7 @@ def lost_checkpoint(ground: Ground) -> Trial:
         data.wait(data.quiet, "the control is done")
         data.driver.kill()
         control = Control(Protection.RECOVERY.meaning, frozenset({Invariant.I2}), data.verdict())
-    figures = {"rows_before_loss": before, "rows_after": result.counts.bronze}
+    figures = counted(result) | {"bronze_rows_before_loss": before}
     fault = "kill -9 of the driver, and both checkpoints deleted before it starts again"
     return Trial("F4", "f4_checkpoint", fault, findings, (control,), time.monotonic() - begun, figures)
 

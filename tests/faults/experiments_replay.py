@@ -20,7 +20,7 @@ from tests.driver_process import DEADLINE_SECONDS
 from tests.faults.data_set import DataSet, Ground
 from tests.faults.experiments_content import orders_at, send
 from tests.faults.experiments_crash import die_at
-from tests.faults.trial import Control, Finding, Invariant, Trial, judged, with_finding
+from tests.faults.trial import Control, Finding, Invariant, Trial, counted, judged, with_finding
 from tests.faults.unprotected import Protection
 
 FAULT = "dead letters replayed, the driver killed at three places of the replay, and the replay run a second time"
@@ -63,8 +63,7 @@ def replay(ground: Ground) -> Trial:
             Finding(not missed, places),
             Finding(first.ok and second.ok, f"both replays were answered: {first.figures}, {second.figures}"),
         )
-        left = result.counts.dead_letters
-        figures = {"dead_letters_before": refused, "dead_letters_after": left, "replays_killed": len(POINTS) - len(missed)}
+        figures = counted(result) | {"dead_letter_rows_before": refused, "replays_killed": len(POINTS) - len(missed)}
     with ground.data_set("f21control", without=[Protection.REPLAY_LEDGER]) as data:
         _make_dead_letters(data)
         data.driver.launch()

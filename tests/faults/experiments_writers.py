@@ -9,7 +9,7 @@ import time
 
 from tests.driver_process import DriverProcess, wait_until
 from tests.faults.data_set import DataSet, Ground
-from tests.faults.trial import Control, Finding, Invariant, Trial, with_finding
+from tests.faults.trial import Control, Finding, Invariant, Trial, counted, judged, with_finding
 from tests.faults.unprotected import Protection
 
 REFUSED = 2
@@ -29,9 +29,10 @@ def second_writer(ground: Ground) -> Trial:
         traffic.stop()
         data.wait(data.settled, "every record has its place")
         data.driver.stop()
+        result = data.audit()
         named = str(data.driver.running.pid) in said
         findings = with_finding(
-            data.verdict(),
+            judged(result),
             Invariant.I7,
             Finding(process.returncode == REFUSED and named, f"the second writer ended with {process.returncode}, saying: {said[-250:]}"),
         )
@@ -47,7 +48,7 @@ def second_writer(ground: Ground) -> Trial:
         control = Control(Protection.LOCK.meaning, frozenset({Invariant.I2}), data.verdict())
     place = "an object store" if "://" in data.settings.lake_root else "local disk"
     fault = f"a second driver with checkpoints of its own on the same lake, on {place}"
-    return Trial("F13", "f13", fault, findings, (control,), time.monotonic() - begun)
+    return Trial("F13", "f13", fault, findings, (control,), time.monotonic() - begun, counted(result))
 
 
 def _second(data: DataSet) -> DriverProcess:

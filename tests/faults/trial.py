@@ -134,6 +134,20 @@ def judged(result: AuditResult) -> dict[Invariant, Finding]:
     return found
 
 
+def counted(result: AuditResult) -> dict[str, float]:
+    """The audit's counts, as figures of a trial; pure."""
+    c = result.counts
+    return {
+        "acked_records": c.acked,
+        "bronze_rows": c.bronze,
+        "silver_rows": c.silver,
+        "dead_letter_rows": c.dead_letters,
+        "duplicate_rows": c.duplicates,
+        "missing_rows": result.missing_rows,
+        "doubled_rows": result.doubled_rows,
+    }
+
+
 def with_finding(findings: Mapping[Invariant, Finding], invariant: Invariant, *more: Finding) -> dict[Invariant, Finding]:
     """The findings with more said about one invariant, which holds only if everything said about it does; pure."""
     every = [*([findings[invariant]] if invariant in findings else []), *more]
