@@ -155,7 +155,8 @@ def _topic_ids(settings: Settings) -> dict[str, str]:
     wanted = topics(settings)
     found: dict[str, str] = {}
     missing: list[str] = []
-    for topic, future in kafka.admin(settings).describe_topics(TopicCollection(wanted), request_timeout=30).items():
+    client = kafka.admin(settings)  # the answers come only as long as it lives
+    for topic, future in client.describe_topics(TopicCollection(wanted), request_timeout=30).items():
         try:
             found[topic] = str(future.result().topic_id)
         except KafkaException as error:
