@@ -10,13 +10,15 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
 from crm_resources.kafka import ensure
 from crm_resources.settings import load_settings
 from deploy.local.stack import Stack
+
+DISK = "disk"
 
 
 @contextmanager
@@ -57,21 +59,47 @@ def own_home(name: str, **variables: str) -> Iterator[dict[str, str]]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+def lake_of(environ: Mapping[str, str], env: str) -> dict[str, str]:
+    """Variables of another data set whose lake is in the same place as that of the stack's own.
+
+    Args:
+        environ: what `own_stack` gave.
+        env: name of the data set.
+    """
+    settings = load_settings(dict(environ))
+    if settings.lake_uri is None:
+        return {}
+    return {
+        "CRM_LAKE_URI": f"{settings.lake_uri.rstrip('/').rpartition('/')[0]}/{env}",
+        "CRM_S3_ENDPOINT": str(settings.s3_endpoint),
+        "CRM_S3_CREDENTIALS_DIR": str(settings.s3_credentials_dir),
+    }
+
+
+def _stack(environ: dict[str, str], lake: str) -> Stack:
+    if lake == DISK:
+        return Stack(load_settings(environ), environ=environ)
+    from deploy.local.lake_choice import LakeKind
+
+    return Stack(load_settings(environ), environ=environ, lake=LakeKind(lake))
+
+
 def _end(number: int, _frame: FrameType | None) -> None:
     """A command that is asked to end leaves through its `finally`, so that no process of its stack stays behind."""
     sys.exit(128 + number)
 
 
 @contextmanager
-def own_stack(name: str, **variables: str) -> Iterator[dict[str, str]]:
+def own_stack(name: str, lake: str = DISK, **variables: str) -> Iterator[dict[str, str]]:
     """Kafka, with the data set's topics, and PostgreSQL in a home of their own; yields the variables with which a process finds them.
 
     Args:
         name: folder below the caller's home.
+        lake: where the lake is, `disk` or `minio`; see `lake_of` for other data sets than the first.
         variables: see `own_home`.
     """
     with own_home(name, **variables) as environ:
-        stack = Stack(load_settings(environ), environ=environ)
+        stack = _stack(environ, lake)
         try:
             stack.up(environment=False)
             ensure(load_settings(environ))

@@ -40,7 +40,7 @@ from crm_resources.settings import REPOSITORY, Settings, load_settings
 from tests.benchmarks.quickstart_stream import READY, quickstart_path
 from tests.benchmarks.stream_latency import COORDINATES, EVENT_ID, Visible, latencies, sent, visible
 from tests.driver_process import DriverProcess, wait_until
-from tests.own_stack import own_stack
+from tests.own_stack import DISK, lake_of, own_stack
 from tests.process_usage import ProcessUsage
 
 TARGET_RATE = 3_000
@@ -101,6 +101,7 @@ def main(
     quickstart: Annotated[bool, typer.Option(help="Measure the quick-start code as well.")] = True,
     upkeep: Annotated[bool, typer.Option(help="Measure latency while the tables are compacted.")] = True,
     driver_memory: Annotated[str, typer.Option(help="Heap of each Spark process.")] = "2g",
+    lake: Annotated[str, typer.Option(help="Where the lake is: disk or minio.")] = DISK,
 ) -> None:
     """Measure latency and the largest rate of the running stream."""
     started = datetime.now(UTC)
@@ -110,7 +111,7 @@ def main(
     ours: list[Phase] = []
     plain: list[Phase] = []
     figures: dict[str, float] = {"held_seconds": seconds}
-    with CONSOLE.status("starting Kafka") as status, own_stack("bench-stream", **variables) as environ:
+    with CONSOLE.status("starting Kafka") as status, own_stack("bench-stream", lake, **variables) as environ:
 
         def say(what: str) -> None:
             status.update(what)
@@ -129,7 +130,7 @@ def main(
             if ladder_seconds:
                 figures |= _largest_rate(bench, ours, ladder_seconds, say)
         if quickstart:
-            with quickstart_code({**environ, "CRM_ENV": "quickstart"}) as bench:
+            with quickstart_code({**environ, "CRM_ENV": "quickstart", **lake_of(environ, "quickstart")}) as bench:
                 say("warming up the quick-start code")
                 bench.hold("warm", TARGET_RATE, warm_seconds)
                 for rate in wanted:
@@ -138,11 +139,12 @@ def main(
                     CONSOLE.print(_line(plain[-1]), highlight=False)
     figures |= {k: v for p in ours for k, v in _figures(p, "").items()}
     figures |= {k: v for p in plain for k, v in _figures(p, "quickstart_").items()}
-    CONSOLE.print(_table(ours, plain))
+    CONSOLE.print(_table(ours, plain, lake))
     missed = _missed(ours)
     for line in missed:
         CONSOLE.print(f"[red]missed:[/red] {line}", highlight=False)
-    path = write_report(settings.reports_dir, "bench-stream", Verdict.FAIL if missed else Verdict.PASS, figures, started=started)
+    target = "bench-stream" if lake == DISK else f"bench-stream-{lake}"
+    path = write_report(settings.reports_dir, target, Verdict.FAIL if missed else Verdict.PASS, figures, started=started)
     _plot(ours, plain, path.with_suffix(".png"))
     CONSOLE.print(f"report: {path}\nplot: {path.with_suffix('.png')}", soft_wrap=True)
     if missed:
@@ -412,9 +414,9 @@ def _line(phase: Phase) -> str:
     return f"{phase.rate:,.0f}/s: {', '.join(parts)}, {growth}"
 
 
-def _table(ours: Sequence[Phase], plain: Sequence[Phase]) -> Table:
+def _table(ours: Sequence[Phase], plain: Sequence[Phase], lake: str) -> Table:
     columns = ("records/s", "place", *QUANTILES, "CPU s per million", "peak MiB", "lag growth/s", "commits/h", "files/h")
-    table = Table(*columns, title="bench-stream", title_justify="left")
+    table = Table(*columns, title=f"bench-stream, lake on {lake}", title_justify="left")
     for phase in (*ours, *plain):
         million, hour = phase.records / 1e6, phase.held_seconds / 3_600
         for place, s in phase.seconds.items():

@@ -205,7 +205,7 @@ def default_session(settings: Settings) -> SparkSession:
         "spark.ui.enabled",
     )
     builder = SparkSession.builder.config("spark.local.dir", ours["spark.local.dir"])
-    for name in kept:
+    for name in (*kept, *(name for name in ours if name.startswith("spark.hadoop.fs."))):
         builder = builder.config(name, ours[name])
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")

@@ -25,7 +25,7 @@ from tests.faults.experiments_replay import replay
 from tests.faults.experiments_writers import second_writer
 from tests.faults.page import figures_of, page_of, table_of
 from tests.faults.trial import Finding, Invariant, Trial
-from tests.own_stack import own_stack
+from tests.own_stack import DISK, own_stack
 
 TRIALS: dict[str, Callable[[Ground], Trial]] = {
     "F4-kills": random_kills,
@@ -46,6 +46,7 @@ def main(
     kills: Annotated[int, typer.Option(min=1, help="Random kills of the driver.")] = 20,
     rate: Annotated[int, typer.Option(min=10, help="Records a second of the traffic.")] = 1_000,
     seed: Annotated[int, typer.Option(help="Seed of the random choices.")] = 1,
+    lake: Annotated[str, typer.Option(help="Where the lakes are: disk or minio.")] = DISK,
     points: Annotated[str, typer.Option(help="Crash points to try, separated by commas; all when empty.")] = "",
 ) -> None:
     """Throw faults at the stream."""
@@ -57,7 +58,7 @@ def main(
         raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(STREAM_POINTS)}", param_hint="--points")
     trials: list[Trial] = []
     variables = {"CRM_DRIVER_MEMORY": "1g", "CRM_TRIGGER_SECONDS": "1", "CRM_MAX_TRIGGER_DELAY_SECONDS": "0", "CRM_ENV": "faults"}
-    with CONSOLE.status("starting Kafka and PostgreSQL") as status, own_stack("faults", **variables) as environ:
+    with CONSOLE.status("starting Kafka and PostgreSQL") as status, own_stack("faults", lake, **variables) as environ:
 
         def say(what: str) -> None:
             status.update(f"{time.monotonic() - begun:,.0f} s  {what}")
@@ -76,7 +77,8 @@ def main(
             CONSOLE.print(f"SKIPPED {trial.experiment}: {trial.skipped}", style="yellow", markup=False)
     reports = load_settings().reports_dir
     verdict = Verdict.FAIL if complaints or not any(t.passed for t in trials) else Verdict.PASS
-    path = write_report(reports, "faults-stream", verdict, figures_of(trials), started=started)
+    target = "faults-stream" if lake == DISK else f"faults-stream-{lake}"
+    path = write_report(reports, target, verdict, figures_of(trials), started=started)
     page = path.with_suffix(".md")
     page.write_text(page_of(trials, verdict, started, time.monotonic() - begun))
     CONSOLE.print(f"report: {path}\npage: {page}", soft_wrap=True)

@@ -25,6 +25,7 @@ from crm_resources.layout import BRONZE
 from crm_resources.settings import REPOSITORY, load_settings
 from tests.driver_process import DEADLINE_SECONDS, DRIVER, DriverProcess, wait_until
 from tests.faults.trial import Finding, Invariant, judged
+from tests.own_stack import lake_of
 
 HEAL_SECONDS = 90.0
 """Within this time after the last fault, counted from the start of the driver, everything must be in its place."""
@@ -73,7 +74,7 @@ class DataSet:
 
     def __init__(self, ground: Ground, name: str, without: Sequence[str]) -> None:
         self._ground = ground
-        self.environ = {**ground.environ, "CRM_ENV": name}
+        self.environ = {**ground.environ, "CRM_ENV": name, **lake_of(ground.environ, name)}
         self.settings = load_settings(self.environ)
         module = ("tests.faults.unprotected", *(f"--without={w}" for w in without)) if without else DRIVER
         self._module = module
