@@ -27,7 +27,7 @@ from tests.driver_process import DEADLINE_SECONDS, DRIVER, DriverProcess, wait_u
 from tests.faults.trial import Finding, Invariant, judged
 from tests.own_stack import lake_of
 
-HEAL_SECONDS = 90.0
+HEAL_SECONDS = 120.0
 """Within this time after the last fault, counted from the start of the driver, everything must be in its place."""
 
 MIX = {"events": 0.86, "orders": 0.08, "products": 0.01, "profiles": 0.05}

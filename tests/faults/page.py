@@ -97,6 +97,7 @@ def _section(trial: Trial) -> str:
         return "\n".join([*lines, f"**Skipped:** {trial.skipped}"])
     lines += [f"- {i} {i.meaning}: {'held' if f.held else '**BROKEN**'}. {f.said}" for i, f in sorted(trial.findings.items())]
     lines += [f"- {seen}" for seen in trial.seen]
+    lines += [f"- **{what}**" for what in trial.not_done]
     lines += [f"- {name.replace('_', ' ')}: {value:,}" for name, value in trial.figures.items()]
     for control in trial.controls:
         lines += ["", _control_text(control)]

@@ -37,4 +37,5 @@ def test_a_control_that_breaks_nothing_fails_its_trial() -> None:
     assert not Trial("F9", "f9", "", held, (Control("", needed, held),)).passed
     assert not Trial("F9", "f9", "", held, (Control("", needed, {Invariant.I5: BROKEN}),)).passed
     assert not Trial("F9", "f9", "", held).passed
+    assert not Trial("F9", "f9", "", held, (Control("", needed, broken),), not_done=("no driver died",)).passed
     assert not Trial("F9", "f9", "", broken, (Control("", needed, broken),)).passed

@@ -86,6 +86,7 @@ class Trial:
         seconds: how long all of it took.
         figures: numbers worth keeping, by names with units.
         seen: what else was seen, a line each.
+        not_done: what belongs to the fault and did not happen, a line each; the trial has failed then.
         skipped: why the trial could not be made; empty when it was.
     """
 
@@ -97,12 +98,13 @@ class Trial:
     seconds: float = 0.0
     figures: Mapping[str, float] = field(default_factory=dict)
     seen: tuple[str, ...] = ()
+    not_done: tuple[str, ...] = ()
     skipped: str = ""
 
     @property
     def passed(self) -> bool:
-        """Whether every invariant held and every control failed."""
-        whole = bool(self.findings) and bool(self.controls)
+        """Whether the fault happened, every invariant held and every control failed."""
+        whole = bool(self.findings) and bool(self.controls) and not self.not_done
         return whole and all(f.held for f in self.findings.values()) and all(c.worked for c in self.controls)
 
     def complaints(self) -> list[str]:
@@ -110,6 +112,7 @@ class Trial:
         if self.skipped:
             return []
         wrong = [f"{self.name}: {i} {i.meaning} is broken: {f.said}" for i, f in self.findings.items() if not f.held]
+        wrong += [f"{self.name}: {what}" for what in self.not_done]
         for control in self.controls:
             unbroken = sorted(control.must_break - set(control.broke))
             if unbroken or not control.must_break:
