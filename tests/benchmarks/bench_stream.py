@@ -66,7 +66,8 @@ class Phase:
     Args:
         rate: records a second that were asked for.
         achieved: records a second that were acknowledged.
-        seconds: seconds from the intended time to being visible, by place (`bronze`, `silver`, `quickstart`).
+        seconds: seconds from the intended time to being visible, by place (`bronze`, `silver`, `quickstart`); null where it is not.
+        intended_us: the intended time of each record, microseconds since 1970 UTC.
         lost: records that are in no table of the place, by place.
         cpu_seconds: CPU time by process (`driver`, `broker`, `generator`) until everything had its place.
         peak_mib: most memory by process.
@@ -80,6 +81,7 @@ class Phase:
     records: int
     held_seconds: float
     seconds: Mapping[str, pl.Series]
+    intended_us: pl.Series
     lost: Mapping[str, int]
     cpu_seconds: Mapping[str, float]
     peak_mib: Mapping[str, float]
@@ -214,7 +216,8 @@ class Bench:
             (records.height - 1) / (span_us / 1_000_000),
             records.height,
             time.time() - begun_us / 1_000_000,
-            {place: s.drop_nulls() for place, s in latency.items()},
+            latency,
+            records["intended_us"],
             {place: s.null_count() for place, s in latency.items()},
             cpu,
             peak,
@@ -345,8 +348,14 @@ def _during_upkeep(bench: Bench, say: Callable[[str], None], seconds: float) -> 
     answer = wait_for_answer(bench.settings, request.id, timeout_seconds=SETTLE_SECONDS, alive=lambda: True)
     if not answer.ok:
         raise RuntimeError(f"the driver did not compact: {answer.error}")
-    took = (datetime.fromisoformat(answer.ended_at) - datetime.fromisoformat(answer.started_at)).total_seconds()
-    return {"upkeep_seconds": round(took, 2), **_quantiles(phase, "upkeep_")}
+    begun, ended = (datetime.fromisoformat(moment) for moment in (answer.started_at, answer.ended_at))
+    meanwhile = phase.intended_us.is_between(int(begun.timestamp() * 1e6), int(ended.timestamp() * 1e6))
+    seconds_meanwhile = {place: s.filter(meanwhile) for place, s in phase.seconds.items()}
+    return {
+        "upkeep_seconds": round((ended - begun).total_seconds(), 2),
+        "upkeep_records_meanwhile": int(meanwhile.sum()),
+        **_quantiles(seconds_meanwhile, "upkeep_"),
+    }
 
 
 def _largest_rate(bench: Bench, held: Sequence[Phase], seconds: float, say: Callable[[str], None]) -> dict[str, float]:
@@ -370,12 +379,12 @@ def _largest_rate(bench: Bench, held: Sequence[Phase], seconds: float, say: Call
 # -- what is shown -----------------------------------------------------------------------------------------------------------
 
 
-def _quantiles(phase: Phase, prefix: str) -> dict[str, float]:
+def _quantiles(seconds: Mapping[str, pl.Series], prefix: str) -> dict[str, float]:
     return {
         f"{prefix}{place}_{name}_seconds": round(float(s.quantile(q) or 0.0), 3)
-        for place, s in phase.seconds.items()
+        for place, s in seconds.items()
         for name, q in QUANTILES.items()
-        if s.len()
+        if s.drop_nulls().len()
     }
 
 
@@ -383,7 +392,7 @@ def _figures(phase: Phase, kind: str) -> dict[str, float]:
     head = f"{kind}at_{phase.rate:.0f}_"
     million, hour = phase.records / 1e6, phase.held_seconds / 3_600
     return {
-        **_quantiles(phase, head),
+        **_quantiles(phase.seconds, head),
         f"{head}records": phase.records,
         f"{head}achieved_records_per_s": round(phase.achieved, 1),
         f"{head}lag_growth_records_per_s": round(phase.lag_slope, 1),
@@ -439,7 +448,7 @@ def _plot(ours: Sequence[Phase], plain: Sequence[Phase], path: Path) -> None:
     for place, phase in zip(np.atleast_1d(figure.subplots(1, len(ours), sharey=True)), ours, strict=True):
         beside = [p for p in plain if p.rate == phase.rate]
         for name, seconds in [pair for p in (phase, *beside) for pair in p.seconds.items()]:
-            place.plot(np.quantile(seconds.to_numpy(), shares), shares * 100, label=name)
+            place.plot(np.quantile(seconds.drop_nulls().to_numpy(), shares), shares * 100, label=name)
         place.set_title(f"{phase.rate:,.0f} records a second")
         place.set_xlabel("seconds from the intended time")
         place.set_xscale("log")
