@@ -103,5 +103,5 @@ def latencies(records: pl.DataFrame, tables: Iterable[Visible], key: Sequence[st
         key: columns that name a record.
     """
     found = pl.concat([t.rows for t in tables]).group_by(key).agg(pl.col("visible_us").min())
-    joined = records.join(found, on=list(key), how="left")
+    joined = records.join(found, on=list(key), how="left", maintain_order="left")
     return ((joined["visible_us"] - joined["intended_us"]) / 1_000_000).alias("seconds")
