@@ -44,14 +44,14 @@ def figures_of(trials: Sequence[Trial]) -> dict[str, float]:
         "trials": len(trials),
         "trials_passed": sum(t.passed for t in trials),
         "trials_skipped": sum(bool(t.skipped) for t in trials),
-        "controls_failed": sum(c.worked for t in trials for c in t.controls),
+        "controls_broken": sum(c.worked for t in trials for c in t.controls),
     }
     for trial in trials:
         if trial.skipped:
             continue
         found[f"{trial.name}_invariants_held"] = sum(f.held for f in trial.findings.values())
         found[f"{trial.name}_invariants_broken"] = sum(not f.held for f in trial.findings.values())
-        found[f"{trial.name}_controls_failed"] = sum(c.worked for c in trial.controls)
+        found[f"{trial.name}_controls_broken"] = sum(c.worked for c in trial.controls)
         found[f"{trial.name}_seconds"] = round(trial.seconds, 1)
         found |= {f"{trial.name}_{name}": value for name, value in trial.figures.items()}
     return found
