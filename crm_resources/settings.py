@@ -72,7 +72,7 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         le=65535,
-        description="Port of the stream's Prometheus metrics on loopback; 0: any free one (`make status`).",
+        description="Port of the stream's Prometheus metrics on loopback; 0: a free one, see `<env>/stream/metrics_targets.json`.",
     )
     driver_memory: str = Field(default="2g", pattern=r"^[0-9]+[mg]$", description="Heap of the Spark driver.")
     spark_cores: int = Field(default=2, ge=1, description="Cores the Spark driver uses.")

@@ -25,7 +25,7 @@ from crm_assets.streaming.batch_ledger import Batch, BatchLedger
 from crm_assets.streaming.board import Board, make_listener
 from crm_assets.streaming.crash_points import CrashPoints, crash_points
 from crm_assets.streaming.ingest import INGEST, IngestStep, start_ingest
-from crm_assets.streaming.metrics import StreamMetrics, driver_memory
+from crm_assets.streaming.metrics import StreamMetrics, announce, driver_memory
 from crm_assets.streaming.progress import QueryProgress, QueryState
 from crm_assets.streaming.rebuild import finish_swap
 from crm_assets.streaming.refine import REFINE, RefineStep, start_refine
@@ -94,6 +94,7 @@ class Driver:
         """
         self._spark.streams.addListener(make_listener(self._board))
         server, self._board.metrics_url = self._metrics.serve(self._settings.metrics_port)
+        announce(self._settings, self._board.metrics_url)
         try:
             return self._run_queries()
         finally:

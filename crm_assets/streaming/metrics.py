@@ -7,6 +7,7 @@ offsets its groups have committed.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from crm_assets.streaming.batch_ledger import Batch
 from crm_assets.streaming.progress import QueryProgress, QueryState
+from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -84,6 +86,14 @@ class StreamMetrics:
             LOG.warning("port %s for metrics is not to be had (%s); taking a free one", port, error)
             server, _ = start_http_server(0, LOOPBACK, self.registry)
         return server, f"http://{LOOPBACK}:{server.server_port}/metrics"
+
+
+def announce(settings: Settings, url: str) -> None:
+    """Write where the metrics are in the form of Prometheus' file-based discovery, to `<environment>/stream/metrics_targets.json`."""
+    path = settings.environment_dir / "stream" / "metrics_targets.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    target = {"targets": [url.removeprefix("http://").removesuffix("/metrics")], "labels": {"job": "crm-stream", "env": settings.env}}
+    path.write_text(json.dumps([target], indent=1) + "\n")
 
 
 class _BoardCollector(Collector):

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa  # noqa: TID253 -- a test may load what it tests with
+
 from crm_assets.streaming.refine import RefineStep, drain_refine
 from crm_assets.streaming.tables import live, refined_tables
 from crm_resources.contracts import contract_for
 from crm_resources.contracts.derive_spark import silver_type
 from crm_resources.lake import files_of, open_table, read_columns
-from crm_resources.lake_tables import create_table
+from crm_resources.lake_tables import create_table, table_schema
 from crm_resources.layout import BATCHES, BRONZE, topic_name
 from crm_resources.settings import Settings
 from tests.integration.stream.messages import ARRIVED, Message
@@ -46,7 +48,9 @@ class Lake:
     def frame(self, captured: Sequence[Record]) -> DataFrame:
         """The records as rows of bronze."""
         rows = [(r.partition, r.offset, ARRIVED, ARRIVED, b"key", r.value, self.topic(r.entity), ARRIVED.date()) for r in captured]
-        return self.spark.createDataFrame(rows, silver_type(BRONZE.columns))
+        schema = table_schema(BRONZE).remove_metadata()
+        columns = [pa.array([row[n] for row in rows], field.type) for n, field in enumerate(schema)]
+        return self.spark.createDataFrame(pa.table(columns, schema=schema), silver_type(BRONZE.columns))
 
     def topic(self, entity: str) -> str:
         return topic_name(self.settings.env, contract_for(entity).plural)

@@ -6,27 +6,36 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+from urllib.request import urlopen
 
 import psutil  # noqa: TID253 -- a test may load what it tests with
 import pytest
+from confluent_kafka import TopicPartition  # noqa: TID253 -- a test may load what it tests with
+from prometheus_client.parser import text_string_to_metric_families
 
-from crm_assets.streaming.catch_up import catch_up
+from crm_assets.streaming.catch_up import catch_up, run_both_steps
 from crm_assets.streaming.progress import QueryState, StreamProgress, read_progress, wait_until_running
+from crm_assets.streaming.source_offsets import topics
 from crm_assets.streaming.tables import refined_tables
 from crm_resources.contracts import contract_for
-from crm_resources.kafka import ensure, producer
-from crm_resources.lake import row_count
+from crm_resources.group_offsets import bronze_group, silver_group
+from crm_resources.kafka import consumer, ensure, offsets, producer
+from crm_resources.lake import files_of, open_table, read_columns, row_count
 from crm_resources.lake_lock import LakeLocked
-from crm_resources.layout import BRONZE, topic_name
+from crm_resources.layout import BATCHES, BRONZE, topic_name
 from crm_resources.settings import Settings, load_settings
 from tests.integration.stream.messages import good_message
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 DEADLINE_SECONDS = 180
 
@@ -93,6 +102,46 @@ def send(settings: Settings, count: int, seed: int) -> None:
     assert sender.flush(60) == 0
 
 
+def ends(settings: Settings) -> dict[tuple[str, int], int]:
+    """Where the topics of a data set end, by topic and partition."""
+    return {(t, p): high for t in topics(settings) for p, (_, high) in offsets(settings, t).items()}
+
+
+def committed(settings: Settings, group: str) -> dict[tuple[str, int], int]:
+    """Offsets of a consumer group, 0 where it has none."""
+    client = consumer(settings, group)
+    try:
+        found = client.committed([TopicPartition(t, p) for t, p in ends(settings)], timeout=30)
+    finally:
+        client.close()
+    return {(f.topic, f.partition): max(f.offset, 0) for f in found}
+
+
+def metric(settings: Settings, name: str, **labels: str) -> float:
+    """A figure the driver tells Prometheus."""
+    url = (read_progress(settings) or never()).metrics_url
+    assert url is not None
+    with urlopen(url, timeout=10) as response:
+        families = text_string_to_metric_families(response.read().decode())
+        return next(s.value for f in families for s in f.samples if s.name == name and s.labels == labels)
+
+
+def noted_ranges(settings: Settings) -> dict[tuple[str, int], tuple[int, int]]:
+    """Per partition, what the ledger's ingest batches read, which must join without a gap or an overlap."""
+    table = open_table(settings, BATCHES.path)
+    assert table is not None
+    columns = ["query", "kafka_topic", "kafka_partition", "from_offset", "to_offset", "rows_in", "rows_bronze"]
+    found: dict[tuple[str, int], tuple[int, int]] = {}
+    rows = [r for r in read_columns(settings, BATCHES.path, files_of(table), columns).to_pylist() if r["query"] == "ingest"]
+    for row in sorted(rows, key=lambda r: r["from_offset"]):
+        partition = (row["kafka_topic"], row["kafka_partition"])
+        first, end = found.get(partition, (row["from_offset"], row["from_offset"]))
+        assert row["from_offset"] == end, row
+        assert row["rows_in"] == row["rows_bronze"] == row["to_offset"] - row["from_offset"]
+        found[partition] = (first, row["to_offset"])
+    return found
+
+
 @pytest.fixture
 def driver(stack_services: object, stack_environ: dict[str, str]) -> Iterator[DriverProcess]:
     found = DriverProcess({**stack_environ, "CRM_ENV": f"stream{next(NUMBERS)}"})
@@ -108,6 +157,10 @@ def test_records_arrive_and_sigterm_ends_cleanly(driver: DriverProcess) -> None:
     send(driver.settings, 400, seed=1)
     wait_until(lambda: driver.placed() == 400, "400 records have a place")
     wait_until(lambda: (read_progress(driver.settings) or never()).queries["ingest"].lag_records == 0, "no lag is reported")
+    written = ends(driver.settings)
+    for group in (bronze_group(driver.settings), silver_group(driver.settings)):
+        wait_until(lambda group=group: committed(driver.settings, group) == written, f"group {group} stands at the topics' ends")
+    assert metric(driver.settings, "crm_stream_rows_total", query="refine", outcome="dead_letters") == 8
 
     driver.running.send_signal(signal.SIGTERM)
 
@@ -124,7 +177,8 @@ def never() -> StreamProgress:
     raise AssertionError("the driver has not reported")
 
 
-def test_killed_driver_leaves_no_java_and_goes_on_where_it_was(driver: DriverProcess) -> None:
+@pytest.mark.parametrize("checkpoint", ["kept", "lost"])
+def test_killed_driver_leaves_no_java_and_goes_on_where_it_was(driver: DriverProcess, checkpoint: str) -> None:
     driver.start()
     java = driver.java()
     send(driver.settings, 300, seed=2)
@@ -133,11 +187,14 @@ def test_killed_driver_leaves_no_java_and_goes_on_where_it_was(driver: DriverPro
     driver.running.kill()
     driver.running.wait()
     wait_until(lambda: not java.is_running() or java.status() == psutil.STATUS_ZOMBIE, "Java ends when its parent is gone")
+    if checkpoint == "lost":
+        shutil.rmtree(driver.settings.checkpoint_root)
     send(driver.settings, 300, seed=3)
     driver.start()
 
     wait_until(lambda: driver.placed() == 600, "600 records have a place")
     assert driver.rows()["bronze"] == 600
+    assert noted_ranges(driver.settings) == {p: (0, end) for p, end in ends(driver.settings).items() if end}
     with pytest.raises(LakeLocked, match="stream"):
         catch_up(driver.settings)
 
@@ -160,13 +217,30 @@ def test_a_failing_refine_step_does_not_stop_the_capture(driver: DriverProcess) 
     wait_until(lambda: driver.placed() == 100, "refine has recovered by itself")
 
 
-def test_catch_up_gives_what_the_stream_gives(driver: DriverProcess, spark: object) -> None:
-    from crm_assets.streaming.catch_up import run_both_steps
+def content(settings: Settings) -> dict[str, list[str]]:
+    """Every row of every refined table, but for when it was captured or refused."""
+    found = {}
+    for table in refined_tables():
+        opened = open_table(settings, table.path)
+        assert opened is not None
+        columns = [c.name for c in table.columns if c.name not in {"ingested_at", "first_failed_at", "failed_at"}]
+        found[table.name] = sorted(map(str, read_columns(settings, table.path, files_of(opened), columns).to_pylist()))
+    return found
 
-    send(driver.settings, 200, seed=5)
 
-    done = run_both_steps(spark, driver.settings)  # type: ignore[arg-type] # a session
+def test_catch_up_gives_the_tables_the_stream_gives(driver: DriverProcess, spark: SparkSession) -> None:
+    settings = driver.settings
+    send(settings, 200, seed=5)
+    send(settings, 50, seed=5)
 
-    assert done.ingested == done.refined.read == 200
-    assert driver.placed() == 200
-    assert run_both_steps(spark, driver.settings).refined.read == 0  # type: ignore[arg-type] # a session
+    done = run_both_steps(spark, settings)
+
+    assert done.ingested == done.refined.read == 250
+    assert run_both_steps(spark, settings).refined.read == 0
+    in_batch = content(settings)
+    for folder in (settings.lake_root, settings.checkpoint_root):
+        Path(folder).rename(f"{folder}-batch")
+    driver.start()
+    wait_until(lambda: driver.placed() == 250, "250 records have a place")
+    assert content(settings) == in_batch
+    assert min(len(in_batch[name]) for name in ("events", "dead_letters", "duplicates")) > 0

@@ -114,7 +114,7 @@ def test_a_batch_run_again_changes_nothing(lake: Lake) -> None:
     ("point", "passing"),
     [
         (CrashPoint.REFINE_BEFORE_COMMIT, 1),
-        *((CrashPoint.REFINE_BETWEEN_TABLES, n) for n in range(1, 7)),
+        *((CrashPoint.REFINE_BETWEEN_TABLES, n) for n in (1, 3, 6)),
         (CrashPoint.REFINE_AFTER_COMMIT, 1),
         (CrashPoint.REFINE_BEFORE_CHECKPOINT, 1),
     ],
