@@ -27,8 +27,8 @@ FAULT = "dead letters replayed, the driver killed at three places of the replay,
 EARLY = 300
 """Orders an hour early: dead letters of a driver with a tolerance of a minute, good ones for one with the usual tolerance."""
 
-RATE = 60.0
-"""Records a second of the replay, so low that it takes several chunks."""
+RATE = 20.0
+"""Records a second of the replay: a chunk stands for five seconds at most, so there are more chunks than places to die at."""
 
 POINTS = (CrashPoint.REPLAY_BETWEEN_TABLES, CrashPoint.REPLAY_BEFORE_LEDGER, CrashPoint.REPLAY_BETWEEN_CHUNKS)
 
