@@ -16,7 +16,8 @@ export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit test test-unit test-integration lint contracts \
-	dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream faults-stream judge-population bench-generator bench-rates validate
+	dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream faults-stream \
+	judge-population bench-generator bench-rates validate
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +73,16 @@ scenario: $(READY) ## Run a load scenario (SCENARIO=normal|spike|soak|ladder or 
 
 audit: $(READY) ## Check the books of the data set: ledger, bronze, silver, dead letters, warehouse
 	@$(PY) -m crm_assets.monitoring.audit $(ARGS)
+
+dead-letters: $(READY) ## Open dead letters by reason: how many, since when, an example, what to do
+	@$(PY) -m crm_assets.streaming.dead_letters_command list
+
+replay-dead-letters: $(READY) ## Try open dead letters again (ARGS="--reason invalid_field --dry-run"; --no-dry-run does it)
+	@$(PY) -m crm_assets.streaming.dead_letters_command replay $(ARGS)
+
+time-travel: $(READY) ## The marts of an earlier point once more, compared with what was reported (AT=2026-11-20, REPORT=…, VERSIONS=…, LIST=1, KEEP=1)
+	@$(PY) -m crm_assets.warehouse.time_travel_cli $(if $(AT),--at "$(AT)") $(if $(REPORT),--report "$(REPORT)") \
+		$(if $(VERSIONS),--versions "$(VERSIONS)") $(if $(AS_OF),--as-of "$(AS_OF)") $(if $(KEEP),--keep) $(if $(LIST),--list) $(ARGS)
 
 # -- checks ------------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,9 @@ from crm_assets.ingestion import topics
 from crm_assets.lakehouse import assets as lakehouse
 from crm_assets.monitoring import checks, refresh, upkeep
 from crm_assets.streaming import assets as streaming
+from crm_assets.streaming import replay_job
 from crm_assets.warehouse import assets as warehouse
+from crm_assets.warehouse.time_travel_job import time_travel_job
 from crm_resources.dagster_resources import SettingsResource, StreamLauncherResource
 
 
@@ -47,7 +49,14 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
             *warehouse.dbt_assets_definition(),
         ],
         asset_checks=checks.asset_checks,
-        jobs=[warehouse.refresh_job, checks.audit_job, *streaming.jobs, upkeep.purge_runs],
+        jobs=[
+            warehouse.refresh_job,
+            time_travel_job,
+            checks.audit_job,
+            *streaming.jobs,
+            replay_job.replay_dead_letters,
+            upkeep.purge_runs,
+        ],
         sensors=[*topics.sensors, *streaming.sensors, *lakehouse.sensors, refresh.refresh_sensor],
         schedules=[upkeep.purge_schedule, checks.audit_schedule],
         resources={**resources, **(overrides or {})},

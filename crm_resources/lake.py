@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crm_resources.contracts import contracts
-from crm_resources.layout import BRONZE, DEAD_LETTERS, DUPLICATES, SILVER, topic_name
+from crm_resources.layout import BRONZE, DEAD_LETTERS, DUPLICATES, REPLAYS, SILVER, topic_name
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def added_files(
         )
     if after_version is None:
         if target != latest:
-            table.load_as_version(target)
+            _load_as_version(settings, path, table, target)
         return FileChanges(found_id, None, target, tuple(files_of(table)))
     files: list[DataFile] = []
     for version in range(after_version + 1, target + 1):
@@ -209,6 +209,15 @@ def added_files(
             )
         files.extend(commit.added)
     return FileChanges(found_id, after_version, target, tuple(files))
+
+
+def _load_as_version(settings: Settings, path: str, table: DeltaTable, version: int) -> None:
+    from deltalake.exceptions import DeltaError
+
+    try:
+        table.load_as_version(version)
+    except DeltaError as error:
+        raise VersionMissing(f"version {version} of {settings.table_uri(path)} cannot be put together from its log any more") from error
 
 
 def read_columns(settings: Settings, path: str, files: Iterable[DataFile], columns: Sequence[str]) -> pa.Table:
@@ -272,7 +281,7 @@ def iter_batches(
 
 @dataclass(frozen=True)
 class StreamCounts:
-    """Records in Kafka, in bronze, and refined (silver, dead letters, dropped duplicates).
+    """Records in Kafka, in bronze, and refined (silver, open dead letters, dropped duplicates).
 
     `backfilled` of those in bronze did not come through Kafka; `silver` is part of `refined`.
     """
@@ -304,7 +313,9 @@ def stream_counts(settings: Settings) -> StreamCounts:
 
     written = sum(high for c in contracts() for _, high in kafka.offsets(settings, topic_name(settings.env, c.plural)).values())
     silver = sum(row_count(settings, table.path) for table in SILVER.values())
-    refined = silver + row_count(settings, DEAD_LETTERS.path) + row_count(settings, DUPLICATES.path)
+    # Each replayed attempt has a row in the replay ledger, and is no longer open.
+    open_letters = row_count(settings, DEAD_LETTERS.path) - row_count(settings, REPLAYS.path)
+    refined = silver + open_letters + row_count(settings, DUPLICATES.path)
     return StreamCounts(written, row_count(settings, BRONZE.path), backfilled_rows(settings), refined, silver)
 
 

@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     postgres_port: int = Field(default=15432, ge=1, le=65535, description="Port of the embedded PostgreSQL.")
     business_timezone: str = Field(default="UTC", description="Time zone in which an event gets its business date.")
     as_of: date | None = Field(default=None, description="Business date the marts look at; default is the current one.")
+    time_travel_days: int = Field(
+        default=30,
+        ge=1,
+        le=30,
+        description="How many days back `make time-travel` can go; 30 is what the lake keeps of its logs and replaced files.",
+    )
     future_tolerance_seconds: int = Field(
         default=86_400, ge=0, description="How far an event time may lie after its arrival before it is a dead letter."
     )

@@ -13,7 +13,7 @@ import hmac
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -126,6 +126,33 @@ def connect(
         connection.close()
 
 
+def connect_to_server(settings: Settings) -> AbstractContextManager[Connection]:
+    """A connection beside all data sets, for statements about whole databases; each statement is a transaction of its own."""
+    return connect(settings, _server(settings).maintenance_database, autocommit=True)
+
+
+def create_database(settings: Settings) -> None:
+    """Make the data set's database, empty; nothing happens where it exists.
+
+    Raises:
+        WarehouseError: no connection, or a right is missing.
+    """
+    server = _server(settings)
+    with connect_to_server(settings) as connection, connection.cursor() as cursor:
+        cursor.execute("select 1 from pg_database where datname = $1::text", (settings.database,))
+        if cursor.fetchone() is not None:
+            return
+        try:
+            cursor.execute(f"create database {quoted(settings.database)} encoding 'UTF8' template template0")
+        except _driver_error() as error:
+            if getattr(error, "sqlstate", None) in ("42P04", "23505"):
+                return  # somebody else made it between the question and the answer
+            raise WarehouseRefused(
+                f"PostgreSQL at {server.address} would not create the database {settings.database}: {_first_line(error)}. "
+                f"Create it by hand, or give the user of CRM_WAREHOUSE_DSN the right createdb"
+            ) from error
+
+
 def prepare(settings: Settings) -> None:
     """Bring the data set's database to what load and dbt expect; a second call changes nothing.
 
@@ -135,7 +162,7 @@ def prepare(settings: Settings) -> None:
     Raises:
         WarehouseError: no connection, or a right is missing; the message says which.
     """
-    _create_database(settings)
+    create_database(settings)
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(f"select pg_advisory_xact_lock(hashtext('{_PREPARE_LOCK}'))")
         try:
@@ -151,14 +178,14 @@ def prepare(settings: Settings) -> None:
 
 def bookmarks(settings: Settings) -> dict[str, Bookmark]:
     """Bookmarks by plural of the entity; empty before the first load."""
-    rows = _rows_if_prepared(settings, "select table_name, table_id, version, moved_at from meta.bookmarks")
+    rows = rows_if_prepared(settings, "select table_name, table_id, version, moved_at from meta.bookmarks")
     return {name: Bookmark(table_id, version, moved_at) for name, table_id, version, moved_at in rows}
 
 
 def record_refresh(
     settings: Settings, *, started_at: datetime, finished_at: datetime, as_of: date, loaded_at: datetime | None = None
-) -> None:
-    """Note that the marts were rebuilt.
+) -> int:
+    """Note that the marts were rebuilt; returns the number of the refresh.
 
     Args:
         settings: which data set.
@@ -171,15 +198,17 @@ def record_refresh(
         cursor.execute(
             "insert into meta.refreshes (started_at, loaded_at, finished_at, as_of) values ($1::timestamptz, "
             "coalesce($2::timestamptz, (select max(finished_at) from meta.loads where finished_at <= $1::timestamptz)), $3::timestamptz, "
-            "cast($4::text as date))",
+            "cast($4::text as date)) returning refresh_id",
             (started_at, loaded_at, finished_at, as_of.isoformat()),
         )
+        refresh_id = int(cursor.fetchall()[0][0])
         connection.commit()
+    return refresh_id
 
 
 def last_refresh_as_of(settings: Settings) -> date | None:
     """Business date the marts show since the last finished refresh; `None` before the first."""
-    rows = _rows_if_prepared(settings, "select as_of::text from meta.refreshes order by finished_at desc, refresh_id desc limit 1")
+    rows = rows_if_prepared(settings, "select as_of::text from meta.refreshes order by finished_at desc, refresh_id desc limit 1")
     return date.fromisoformat(rows[0][0]) if rows else None
 
 
@@ -188,6 +217,18 @@ def fetch_rows(settings: Settings, sql: str, parameters: Sequence[object] = ()) 
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(sql, tuple(parameters) or None)
         return [tuple(row) for row in cursor.fetchall()]
+
+
+def rows_if_prepared(settings: Settings, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    """Rows as of `fetch_rows`; none while the database, or the table asked for, was never made."""
+    try:
+        return fetch_rows(settings, sql, parameters)
+    except DatabaseMissing:
+        return []
+    except _driver_error() as error:
+        if getattr(error, "sqlstate", None) in _NOT_MADE_YET:
+            return []
+        raise
 
 
 def fetch_arrow(settings: Settings, sql: str) -> pa.Table:
@@ -312,36 +353,8 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _rows_if_prepared(settings: Settings, sql: str) -> list[tuple[Any, ...]]:
-    try:
-        return fetch_rows(settings, sql)
-    except DatabaseMissing:
-        return []
-    except _driver_error() as error:
-        if getattr(error, "sqlstate", None) in _NOT_MADE_YET:
-            return []
-        raise
-
-
 _NOT_MADE_YET = ("42P01", "3F000")
 """Undefined table, undefined schema."""
-
-
-def _create_database(settings: Settings) -> None:
-    server = _server(settings)
-    with connect(settings, server.maintenance_database, autocommit=True) as connection, connection.cursor() as cursor:
-        cursor.execute("select 1 from pg_database where datname = $1::text", (settings.database,))
-        if cursor.fetchone() is not None:
-            return
-        try:
-            cursor.execute(f"create database {quoted(settings.database)} encoding 'UTF8' template template0")
-        except _driver_error() as error:
-            if getattr(error, "sqlstate", None) in ("42P04", "23505"):
-                return  # somebody else made it between the question and the answer
-            raise WarehouseRefused(
-                f"PostgreSQL at {server.address} would not create the database {settings.database}: {_first_line(error)}. "
-                f"Create it by hand, or give the user of CRM_WAREHOUSE_DSN the right createdb"
-            ) from error
 
 
 _META_SQL = (
@@ -370,6 +383,17 @@ _META_SQL = (
     finished_at timestamp with time zone not null,
     as_of date not null
 )""",
+    """create table if not exists meta.refresh_reports (
+    refresh_id bigint primary key,
+    reported_at timestamp with time zone not null,
+    as_of date not null,
+    business_timezone text not null,
+    models text not null,
+    versions jsonb not null,
+    marts jsonb not null,
+    figures jsonb not null
+)""",
+    "create index if not exists refresh_reports_reported_at on meta.refresh_reports (reported_at)",
 )
 
 

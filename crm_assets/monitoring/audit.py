@@ -6,7 +6,8 @@ Belongs here: running it, showing its verdict, and the command `python -m crm_as
 Invariants: I1 no loss (an acked record is in bronze, and goes on to where it belongs), I2 no duplicate (event ids are unique in
 silver and the warehouse), I3 content (raw: md5 of the bytes, ledger against bronze; typed: md5 of the canonical text, ledger against
 silver against warehouse), I4 order (sequences of a key do not go backwards along the offsets), I5 books (each bronze record in
-exactly one of silver, dead letters and duplicates; batches and offsets without gaps; revenue equal to the last digit, up to the marts).
+exactly one of silver, open dead letters and duplicates; batches, offsets and replays without gaps; revenue equal to the last digit, up
+to the marts).
 Records without a ledger row, because another producer sent them, are counted and take part in the books.
 """
 
@@ -129,7 +130,8 @@ def print_result(result: AuditResult, console: Console, environment: str) -> Non
         ("refused by the producer or broker", c.refused),
         ("bronze", c.bronze),
         ("silver", c.silver),
-        ("dead letters", c.dead_letters),
+        ("open dead letters", c.dead_letters),
+        ("dead letters replayed", c.replayed),
         ("exact duplicates dropped", c.duplicates),
         ("warehouse", c.warehouse),
         ("missing", result.missing_rows),
@@ -144,7 +146,7 @@ def print_result(result: AuditResult, console: Console, environment: str) -> Non
         checks.add_row(check.invariant, check.name, figures, f"[{colour}]{check.outcome}[/]")
     console.print(checks)
     if result.dead_letter_reasons:
-        console.print("dead letters by reason: " + ", ".join(f"{name} {n:,}" for name, n in result.dead_letter_reasons.items()))
+        console.print("open dead letters by reason: " + ", ".join(f"{name} {n:,}" for name, n in result.dead_letter_reasons.items()))
     sums = result.checksums
     console.print(f"raw checksum: ledger {sums.ledger_raw}, bronze {sums.bronze_raw}", soft_wrap=True)
     console.print(f"typed checksum of the ledger's records: ledger {sums.ledger_typed}, silver {sums.silver_typed}", soft_wrap=True)

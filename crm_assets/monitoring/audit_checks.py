@@ -6,24 +6,63 @@ difference (`audit_naming`).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
-from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from crm_assets.monitoring import audit_naming as naming
 from crm_assets.monitoring.audit_lists import Finding
-from crm_assets.monitoring.audit_reading import MISSING, Reading, acked_not_in_bronze, is_missing, judged, not_in_warehouse, unplaced
+from crm_assets.monitoring.audit_reading import (
+    MISSING,
+    Reading,
+    acked_not_in_bronze,
+    has,
+    is_missing,
+    is_settled,
+    judged,
+    not_in_warehouse,
+    numbers,
+    split,
+    unplaced,
+)
 from crm_assets.monitoring.audit_result import AuditCounts, CheckResult, Checksums
 from crm_assets.monitoring.audit_sources import MartFindings
 from crm_assets.monitoring.checksums import ChunkSums
 from crm_assets.monitoring.coordinates import PLACES, Coordinate, OffsetRange, Seen
-from crm_assets.monitoring.spill import inversions, repeated
+from crm_assets.monitoring.spill import Rows, inversions, repeated
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 DOUBLED = "doubled"
 """Name of the list of event ids that occur more than once."""
+
+
+_RANGE = np.dtype([(name, np.int64) for name in ("begin", "end", "rows_in", "rows_bronze", "batch", "generation")])
+
+
+def batch_ranges(batches: Iterable[pa.RecordBatch]) -> tuple[dict[tuple[str, int], Rows], list[str]]:
+    """Ranges of the batch ledger by partition, in the order of their offsets, and the generations they name by number; pure.
+
+    Args:
+        batches: columns `BATCH`.
+    """
+    parts: defaultdict[tuple[str, int], list[Rows]] = defaultdict(list)
+    generations: dict[str, int] = {}
+    for batch in batches:
+        rows = np.empty(batch.num_rows, _RANGE)
+        columns = ("from_offset", "to_offset", "rows_in", "rows_bronze", "batch_id")
+        for name, column in zip(_RANGE.names or (), columns, strict=False):
+            rows[name] = numbers(batch, column)
+        rows["generation"] = [generations.setdefault(g, len(generations)) for g in batch.column("generation").to_pylist()]
+        for topic, partition, index in split(batch):
+            parts[topic, partition].append(rows[index])
+    return {key: np.sort(np.concatenate(of_key), order=["begin", "end"]) for key, of_key in parts.items()}, list(generations)
 
 
 class Judge:
@@ -77,6 +116,7 @@ class Judge:
             bronze=rows["bronze"],
             silver=rows["silver"],
             dead_letters=rows["dead_letters"],
+            replayed=self.reading.replays.replayed,
             duplicates=rows["duplicates"],
             warehouse=rows["warehouse"],
             in_flight=self._count(lambda s: bool(s & Seen.IN_FLIGHT)),
@@ -187,7 +227,7 @@ class Judge:
         rows = self.reading.rows
         sides = rows["silver"] + rows["dead_letters"] + rows["duplicates"]
         equation = (
-            f"bronze {rows['bronze']:,} {'=' if rows['bronze'] == sides else '≠'} silver {rows['silver']:,} + dead letters "
+            f"bronze {rows['bronze']:,} {'=' if rows['bronze'] == sides else '≠'} silver {rows['silver']:,} + open dead letters "
             f"{rows['dead_letters']:,} + duplicates {rows['duplicates']:,}"
         )
         under_way = self._count(lambda s: bool(s & Seen.IN_FLIGHT))
@@ -202,6 +242,7 @@ class Judge:
         ranges = self.reading.book.ranges(Seen.BRONZE)
         self._offsets(ranges)
         self._batches(ranges)
+        self._replays()
         self._by_mark("I5", "each record ended where its ledger row says", lambda s: bool(s & Seen.MISPLACED))
         self._reasons()
 
@@ -231,28 +272,44 @@ class Judge:
 
     def _batches(self, ranges: dict[tuple[str, int], OffsetRange]) -> None:
         name = "ranges of the ingest batches join and hold as many rows in bronze"
-        batches = self.reading.sources.batches
-        broken, compared, wrong = 0, 0, []
-        for earlier, later in pairwise((None, *batches)):
-            if later is None:
-                continue
-            if earlier is not None and later.number != earlier.number + 1:
-                broken += 1
-                wrong.append(f"batches {earlier.number + 1} to {later.number - 1} are not in the checkpoint")
-                continue
-            for (topic, partition), end in sorted(later.ends.items()):
-                span = ranges.get((topic, partition))
-                # What lies before the first batch that is listed, and a partition that is new, begins with bronze's first record.
-                begin = span.first if span else end
-                begin = earlier.ends.get((topic, partition), begin) if earlier is not None else min(begin, end)
-                rows = self.reading.book.count_between(topic, partition, begin, end, Seen.BRONZE)
-                compared += 1
-                if rows != end - begin:
-                    broken += 1
-                    wrong.append(f"batch {later.number} {topic}[{partition}] {begin}..{end - 1}: {rows} rows in bronze, not {end - begin}")
-        detail = f"{broken:,} ranges differ" if broken else f"{compared:,} ranges of {len(batches)} batches"
-        unchecked = "" if batches else "there is no checkpoint of the ingest query"
-        self._add("I5", name, broken, detail, wrong, unchecked=unchecked)
+        book = self.reading.book
+        by_partition, generations = batch_ranges(self.reading.batches)
+        compared, broken, older, wrong = 0, 0, 0, []
+        for topic, partition in sorted({*ranges, *by_partition}):
+            if partition < 0:
+                continue  # written straight to bronze, not by a batch of the query
+            batches, span = by_partition.get((topic, partition), np.empty(0, _RANGE)), ranges.get((topic, partition), OffsetRange(0, -1, 0))
+            begin, end = batches["begin"], batches["end"]
+            first, last = (int(begin[0]), int(end.max())) if len(batches) else (span.last + 1, span.last + 1)
+            compared += len(batches)
+            older += int(book.count_below(topic, partition, np.array([first]), Seen.BRONZE)[0])
+            rows = book.count_below(topic, partition, end, Seen.BRONZE) - book.count_below(topic, partition, begin, Seen.BRONZE)
+            apart = np.flatnonzero(begin[1:] != end[:-1]) + 1
+            unequal = np.flatnonzero(~((batches["rows_in"] == rows) & (batches["rows_bronze"] == rows) & (end - begin == rows)))
+            behind = np.arange(last, span.last + 1)
+            states = book.states(topic, partition, behind)
+            unknown = int(np.count_nonzero(has(states, Seen.BRONZE) & is_settled(states)))
+            broken += len(apart) + len(unequal) + (unknown > 0)
+            where = f"{topic}[{partition}]"
+            wrong += [
+                f"{where}: {_batch(batches[n], generations)} begins at {begin[n]}, the one before it ended at {end[n - 1]}" for n in apart
+            ]
+            wrong += [
+                f"{where}: {_batch(batches[n], generations)} {begin[n]}..{end[n] - 1}: {batches['rows_in'][n]} rows read and "
+                f"{batches['rows_bronze'][n]} written by the batch ledger, {rows[n]} rows in bronze, not {end[n] - begin[n]}"
+                for n in unequal
+            ]
+            wrong += [f"{where}: {unknown} rows in bronze from offset {last} on are in no batch"] if unknown else []
+        detail = f"{broken:,} differences" if broken else f"{compared:,} ranges"
+        unchecked = f"{older:,} records were captured before the batch ledger began" if older else ""
+        self._add("I5", name, broken, detail, wrong, unchecked=unchecked if compared or older else "there is no batch ledger")
+
+    def _replays(self) -> None:
+        name = "the replay ledger is complete, and replayed records are where it says"
+        found = list(self.reading.replays.findings(self.reading.book))
+        self.reading.lists.add(name, found)
+        compared = f"{self.reading.replays.replayed:,} replayed dead letters"
+        self._add("I5", name, len(found), f"{len(found):,} differences" if found else compared, self._listed(name))
 
     def _reasons(self) -> None:
         ordered, found = self.reading.reasons_ordered, self.reading.reasons_found
@@ -331,6 +388,10 @@ class Judge:
 _IN_SILVER = "typed content in silver is that which was sent"
 _IN_WAREHOUSE = "typed content in the warehouse is that of silver"
 _EXPLANATIONS = {_IN_SILVER: naming.explain_silver, _IN_WAREHOUSE: naming.explain_warehouse}
+
+
+def _batch(row: Any, generations: Sequence[str]) -> str:  # noqa: ANN401 -- a row of a structured array
+    return f"batch {row['batch']} of {generations[row['generation']][:8]}"
 
 
 def _plural(count: int) -> str:

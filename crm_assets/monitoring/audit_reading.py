@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crm_assets.monitoring.audit_lists import Finding, FindingLists
+from crm_assets.monitoring.audit_replays import ReplayBook
 from crm_assets.monitoring.audit_sources import TYPED, AuditSources
 from crm_assets.monitoring.checksums import ChunkSums, Halves, halves_of
 from crm_assets.monitoring.coordinates import Coordinate, CoordinateBook, Offsets, Seen, States, state_table
@@ -62,6 +63,8 @@ class Reading:
         self.cutoff = cutoff
         self.lists = lists
         self.book = CoordinateBook()
+        self.replays = ReplayBook()
+        self.batches: list[pa.RecordBatch] = []
         self.rows: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.reasons_found: Counter[str] = Counter()
@@ -79,7 +82,12 @@ class Reading:
         self._cutoff_us = None if cutoff is None else (cutoff - _EPOCH) // _MICROSECOND
 
     def read_all(self) -> None:
-        """Go through the sources, the ledger twice: its rows are judged when each coordinate's places are known."""
+        """Go through the sources, the ledger twice: its rows are judged when each coordinate's places are known.
+
+        The ledgers of batches and replays come before the tables that are written before them: what they tell is there.
+        """
+        self.batches = list(self.sources.batches())
+        self._read_replays()
         self._read_ledger()
         self._read_bronze()
         for plural in self.sources.silver:
@@ -129,13 +137,30 @@ class Reading:
                 self.silver_typed.add(topic, partition, offsets[typed], own[typed])
                 self._put_in_order(self.silver_order, topic, partition, keys[index][ordered], offsets[ordered], sequences[index][ordered])
 
+    def _read_replays(self) -> None:
+        for batch in self.sources.replays():
+            offsets, attempts, replayed = numbers(batch, "kafka_offset"), numbers(batch, "attempt"), microseconds(batch, "replayed_at")
+            outcomes = np.array(batch.column("outcome").to_pylist(), object)
+            for topic, partition, index in split(batch):
+                self.replays.add_replays(topic, partition, offsets[index], attempts[index], outcomes[index])
+                self._note_late(topic, partition, offsets[index], replayed[index])
+
     def _read_dead_letters(self) -> None:
         for batch in self.sources.dead_letters():
             reasons = np.array(batch.column("reason").to_pylist(), object)
-            self.reasons.update(reasons.tolist())
-            for topic, partition, index, offsets in self._place(batch, Seen.DEAD_LETTERS, "dead_letters"):
-                judged = is_judged(self.book.states(topic, partition, offsets))
-                self.reasons_found.update(reasons[index][judged].tolist())
+            offsets, attempts, ingested = numbers(batch, "kafka_offset"), numbers(batch, "attempt"), microseconds(batch, "ingested_at")
+            for topic, partition, index in split(batch):
+                here = offsets[index]
+                self.replays.add_letters(topic, partition, here, attempts[index], reasons[index])
+                self._note_late(topic, partition, here, ingested[index])
+                first = attempts[index] == 1
+                self.book.note(topic, partition, here[first], Seen.REFUSED)
+                ordered = first & is_judged(self.book.states(topic, partition, here))
+                self.reasons_found.update(reasons[index][ordered].tolist())
+        for topic, partition, offsets, words in self.replays.open_letters():
+            self.rows["dead_letters"] += len(offsets)
+            self.reasons.update(words.tolist())
+            self.book.mark(topic, partition, offsets, Seen.DEAD_LETTERS)
 
     def _read_warehouse(self, plural: str) -> None:
         for batch in self.sources.warehouse[plural]():
@@ -168,10 +193,10 @@ class Reading:
                 self._put_in_order(self.ledger_order, topic, partition, keys[index][ordered], here[ordered], sequences[index][ordered])
                 self.rows["untyped"] += int(np.count_nonzero(in_silver & ~with_type))
                 missing = _MISSING[states]
-                in_dead_letters = has(states, Seen.DEAD_LETTERS)
-                elsewhere = judged & ~missing & (in_dead_letters != to_dead_letters[index])
+                refused = has(states, Seen.REFUSED)
+                elsewhere = judged & ~missing & (refused != to_dead_letters[index])
                 self.book.note(topic, partition, here[elsewhere], Seen.MISPLACED)
-                accepted[index], dead[index] = in_silver, judged & in_dead_letters
+                accepted[index], dead[index] = in_silver, judged & refused
                 if missing.any():
                     ids = batch.column("event_id").take(_arrow(index[missing])).to_pylist()
                     lost = zip(ids, here[missing].tolist(), states[missing].tolist(), strict=True)

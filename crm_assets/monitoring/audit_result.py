@@ -53,6 +53,7 @@ class CheckResult:
 class AuditCounts:
     """Rows by place. `in_flight` are bronze rows too young to be judged, `unledgered` come from another producer.
 
+    `dead_letters` are the open ones, `replayed` the attempts that were tried again.
     `typed` are accepted records whose typed checksum was compared, `untyped` those whose ledger row has none. `disordered` were
     ordered to stand behind later records of their key.
     """
@@ -62,6 +63,7 @@ class AuditCounts:
     bronze: int
     silver: int
     dead_letters: int
+    replayed: int
     duplicates: int
     warehouse: int
     in_flight: int
@@ -133,6 +135,7 @@ class AuditResult:
             "bronze_rows": self.counts.bronze,
             "silver_rows": self.counts.silver,
             "dead_letter_rows": self.counts.dead_letters,
+            "replayed_rows": self.counts.replayed,
             "duplicate_rows_dropped": self.counts.duplicates,
             "warehouse_rows": self.counts.warehouse,
             "in_flight_rows": self.counts.in_flight,

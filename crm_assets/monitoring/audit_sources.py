@@ -6,17 +6,28 @@ Belongs here: opening and reading, batch by batch, so that memory holds a batch 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crm_resources.contracts import Column, Contract, contract_for, contracts
 from crm_resources.contracts.canonical import digest_sql, token_sql
-from crm_resources.layout import BRONZE, COORDINATES, DEAD_LETTER_COLUMNS, DEAD_LETTERS, DUPLICATE_COLUMNS, DUPLICATES, RECORD_VALUE, SILVER
+from crm_resources.layout import (
+    BATCH_COLUMNS,
+    BATCHES,
+    BRONZE,
+    COORDINATES,
+    DEAD_LETTER_COLUMNS,
+    DEAD_LETTERS,
+    DUPLICATE_COLUMNS,
+    DUPLICATES,
+    RECORD_VALUE,
+    REPLAY_COLUMNS,
+    REPLAYS,
+    SILVER,
+)
 from crm_resources.ledger import ledger_dir, ledger_files, read_ledger
 from crm_resources.settings import Settings
 
@@ -28,6 +39,12 @@ PLACED = ("kafka_topic", "kafka_partition", "kafka_offset", "ingested_at")
 
 TYPED = ("typed_high", "typed_low")
 """Halves of the typed checksum in what the warehouse gives."""
+
+REPLAYED = ("kafka_topic", "kafka_partition", "kafka_offset", "attempt", "outcome", "replayed_at")
+"""Columns of the replay ledger that are read."""
+
+BATCH = ("generation", "batch_id", "kafka_topic", "kafka_partition", "from_offset", "to_offset", "rows_in", "rows_bronze")
+"""Columns of the batch ledger that are read."""
 
 _BATCH_ROWS = 65_536
 _BATCH_ROWS_WITH_LISTS = 16_384
@@ -67,14 +84,6 @@ class MartFindings:
 
 
 @dataclass(frozen=True)
-class BatchEnd:
-    """Where a batch of the ingest query ended: `{(topic, partition): first offset that is not in it}`."""
-
-    number: int
-    ends: Mapping[tuple[str, int], int]
-
-
-@dataclass(frozen=True)
 class AuditSources:
     """Readers the audit may call several times; each gives batches.
 
@@ -82,12 +91,13 @@ class AuditSources:
     `bronze`: `PLACED` and `value`.
     `silver`: by plural, columns of the contract and `PLACED`; argument: whether all columns of the contract are wanted, else
     `event_id` alone.
-    `dead_letters`: `PLACED`, `event_id`, `reason`. `duplicates`: `PLACED`, `event_id`.
+    `dead_letters`: `PLACED`, `event_id`, `reason`, `attempt`; open ones and those a replay has tried. `duplicates`: `PLACED`, `event_id`.
+    `replays`: the replay ledger without the replay's id, the event id and the entity.
     `warehouse`: by plural, `PLACED`, `event_id`, `TYPED`, and for orders `amount` as text.
     `warehouse_tokens`: canonical text of each field of the rows with the given event ids, as mappings.
     `order_totals`: the sums of orders and of their lines in the warehouse; None where there is no warehouse.
     `marts`: what the marts hold, compared row by row.
-    `batches`: the ends of the ingest query's batches that its checkpoint still knows, in order.
+    `batches`: the batch ledger's rows of the ingest query, columns `BATCH`.
     `kafka_offsets`: `{topic: {partition: (low, high)}}`; empty where Kafka is not asked.
     """
 
@@ -100,7 +110,8 @@ class AuditSources:
     warehouse_tokens: Callable[[str, list[str]], Mapping[str, Mapping[str, str]]] = lambda plural, event_ids: {}
     order_totals: Callable[[], LineTotal | None] = lambda: None
     marts: Callable[[], MartFindings] = lambda: MartFindings("there are no marts")
-    batches: tuple[BatchEnd, ...] = ()
+    batches: Callable[[], Iterator[pa.RecordBatch]] = lambda: iter(())
+    replays: Callable[[], Iterator[pa.RecordBatch]] = lambda: iter(())
     kafka_offsets: Mapping[str, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
 
 
@@ -122,13 +133,14 @@ def open_sources(settings: Settings, *, run_id: str | None = None, with_kafka: b
         ledger=lambda columns: _ledger(settings, run_id, columns),
         bronze=lambda: _lake(settings, BRONZE.path, bronze_columns(), _BATCH_ROWS),
         silver={c.plural: _silver_reader(settings, c) for c in contracts()},
-        dead_letters=lambda: _lake(settings, DEAD_LETTERS.path, _named(DEAD_LETTER_COLUMNS, (*PLACED, "event_id", "reason"))),
+        dead_letters=lambda: _lake(settings, DEAD_LETTERS.path, _named(DEAD_LETTER_COLUMNS, (*PLACED, "event_id", "reason", "attempt"))),
         duplicates=lambda: _lake(settings, DUPLICATES.path, _named(DUPLICATE_COLUMNS, (*PLACED, "event_id"))),
         warehouse={c.plural: _warehouse_reader(settings, c) for c in contracts()},
         warehouse_tokens=lambda plural, event_ids: _warehouse_tokens(settings, plural, event_ids),
         order_totals=lambda: _order_totals(settings),
         marts=lambda: compare_marts(settings),
-        batches=ingest_batches(Path(settings.checkpoint_root) / "ingest") if "://" not in settings.checkpoint_root else (),
+        batches=lambda: _ingest_batches(settings),
+        replays=lambda: _lake(settings, REPLAYS.path, _named(REPLAY_COLUMNS, REPLAYED)),
         kafka_offsets=offsets,
     )
 
@@ -145,19 +157,11 @@ def silver_columns_read(contract: Contract, whole: bool) -> tuple[Column, ...]:
     return (*own, *_named(COORDINATES, PLACED))
 
 
-def ingest_batches(checkpoint: Path) -> tuple[BatchEnd, ...]:
-    """Ends of the committed batches that a checkpoint of the ingest query still lists, in order.
+def _ingest_batches(settings: Settings) -> Iterator[pa.RecordBatch]:
+    import pyarrow.compute as pc
 
-    Args:
-        checkpoint: folder with Spark's `offsets` and `commits`; nothing comes of one that does not exist.
-    """
-    ends = []
-    for path in (checkpoint / "offsets").glob("*") if (checkpoint / "offsets").is_dir() else ():
-        if path.name.isdigit() and (checkpoint / "commits" / path.name).exists():
-            found = re.search(r"^\{\"[^\n]*\}\s*\Z", path.read_text(), re.MULTILINE)
-            topics = json.loads(found.group()) if found else {}
-            ends.append(BatchEnd(int(path.name), {(t, int(p)): int(o) for t, partitions in topics.items() for p, o in partitions.items()}))
-    return tuple(sorted(ends, key=lambda batch: batch.number))
+    for batch in _lake(settings, BATCHES.path, _named(BATCH_COLUMNS, ("query", *BATCH))):
+        yield batch.filter(pc.equal(batch.column("query"), "ingest")).select(list(BATCH))
 
 
 def _named(columns: tuple[Column, ...], names: tuple[str, ...]) -> tuple[Column, ...]:

@@ -48,12 +48,14 @@ class Seen(IntFlag):
     MISPLACED = 8192
     TWICE = 16384
     """It stands twice in one place."""
+    REFUSED = 32768
+    """It was refused when it was first judged, whatever a replay made of it later; `DEAD_LETTERS` are those that are open."""
 
 
 PLACES = Seen.SILVER | Seen.DEAD_LETTERS | Seen.DUPLICATES
 """Every coordinate of bronze ends in exactly one of these."""
 
-STATES = 1 << 15
+STATES = 1 << 16
 """Number of possible combinations of marks."""
 
 
@@ -169,15 +171,18 @@ class CoordinateBook:
                 if len(offsets):
                     yield topic, partition, offsets
 
-    def count_between(self, topic: str, partition: int, first: int, end: int, seen: Seen) -> int:
-        """Offsets with a mark from `first` up to but not including `end`."""
+    def count_below(self, topic: str, partition: int, offsets: Offsets, seen: Seen) -> npt.NDArray[np.int64]:
+        """How many offsets of a partition below each of the given ones carry a mark."""
         chunks = self._partitions.get((topic, partition), {})
-        count = 0
-        for number, chunk in chunks.items():
-            low, high = max(first - (number << CHUNK_BITS), 0), min(end - (number << CHUNK_BITS), CHUNK)
-            if low < high:
-                count += int(np.count_nonzero(chunk[low:high] & np.uint16(int(seen))))
-        return count
+        marked = {number: (chunk & np.uint16(int(seen))) != 0 for number, chunk in sorted(chunks.items())}
+        numbers = np.array(list(marked), np.int64)
+        totals = np.concatenate(([0], np.cumsum([np.count_nonzero(m) for m in marked.values()]))).astype(np.int64)
+        below = totals[np.searchsorted(numbers, offsets >> CHUNK_BITS)]
+        for number in np.unique(offsets >> CHUNK_BITS).tolist():
+            if number in marked:
+                here = (offsets >> CHUNK_BITS) == number
+                below[here] += np.concatenate(([0], np.cumsum(marked[number])))[offsets[here] & _MASK]
+        return np.asarray(below)
 
 
 def by_chunk(offsets: Offsets) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from crm_assets.streaming import replay
 from crm_assets.streaming.refine import RefineStep, StepClosed
 from crm_assets.streaming.requests import Answer, Request, RequestKind, answer, open_requests
 from crm_resources.settings import Settings
@@ -29,7 +30,7 @@ Handler = Callable[[Settings, "SparkSession", RefineStep, Request], dict[str, An
 
 def handlers() -> Mapping[RequestKind, Handler]:
     """Who carries out which kind of request."""
-    return {}
+    return {RequestKind.REPLAY: replay.carry_out}
 
 
 class Attendant:

@@ -135,6 +135,8 @@ class Driver:
         self._groups[batch.query].commit(batch.ends)
 
     def _start_refine(self) -> StreamingQuery | None:
+        if self._step is not None:
+            self._step.close(STOP_SECONDS)  # a request may still be writing its tables
         self._step = None
         try:
             step = RefineStep(self._settings, live(self._settings), self._ledger, noted=self._noted, passing=self._crash.passing)

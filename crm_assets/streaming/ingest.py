@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crm_assets.streaming.batch_ledger import Batch, BatchLedger, BatchRange, Partition, ranges_of
+from crm_assets.streaming.batch_ledger import Batch, BatchLedger, BatchRange, Partition, captured_ends, ranges_of
 from crm_assets.streaming.crash_points import CrashPoint
-from crm_assets.streaming.source_offsets import captured, check_source, starting_offsets, topics
+from crm_assets.streaming.source_offsets import check_source, starting_offsets, topics
 from crm_assets.streaming.tables import BooksOpen, generation_of, ingest_checkpoint
-from crm_resources.lake import Commit, read_columns, read_commit, row_count, table_version
+from crm_resources.lake import Commit, DataFile, files_of, open_table, read_columns, read_commit, row_count, table_version
 from crm_resources.lake_tables import create_table
 from crm_resources.layout import BRONZE
 from crm_resources.settings import Settings
@@ -60,6 +60,7 @@ class IngestStep:
         self._passing = passing
         self.checkpoint = ingest_checkpoint(settings)
         self.generation = generation_of(self.checkpoint, tables_hold_rows=row_count(settings, BRONZE.path) > 0)
+        self._settle()
         self._version = self._before_last_batch()
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
@@ -84,7 +85,7 @@ class IngestStep:
         self._passing(CrashPoint.INGEST_AFTER_COMMIT)
         commit = self._commit_of(batch_id)
         seconds = time.monotonic() - started
-        ranges = self._captured(commit)
+        ranges = self._captured(commit.added)
         self._compare(batch_id, ranges)
         done = Batch(INGEST, self.generation.id, batch_id, ranges, None, seconds, datetime.now(UTC), _newest(commit))
         self._ledger.note(done)
@@ -95,6 +96,48 @@ class IngestStep:
     def application(self) -> str:
         """Name of the transactions with which this generation writes bronze."""
         return f"{INGEST}-{self.generation.id}"
+
+    def _settle(self) -> None:
+        """Note what is in bronze and not in the ledger, so that a new checkpoint knows where each partition ends.
+
+        A batch is noted before the next one is written, so there is at most one that is not: that of an earlier generation which died in
+        between and lost its checkpoint. This generation's own is run again and noted then. Rows from before there was a ledger are noted as
+        one batch.
+        """
+        last = self._last_commit()
+        if not captured_ends(self._settings):
+            table = open_table(self._settings, BRONZE.path)
+            known = {f.path for f in last.added} if last is not None else set()
+            older = [] if table is None else [f for f in files_of(table) if f.path not in known]
+            self._note_older(older)
+        if last is None:
+            return
+        for generation, batch_id in _batches_of(last):
+            if generation != self.generation.id and self._ledger.last_batch(INGEST, generation) < batch_id:
+                LOG.warning("batch %s of an earlier checkpoint of %s is in bronze but not in the ledger; noting it", batch_id, INGEST)
+                ranges = self._captured(last.added)
+                self._ledger.note(Batch(INGEST, generation, batch_id, ranges, None, 0.0, datetime.now(UTC)))
+
+    def _last_commit(self) -> Commit | None:
+        """The latest commit of any generation of the query."""
+        for version in range(table_version(self._settings, BRONZE.path) or 0, -1, -1):
+            commit = read_commit(self._settings, BRONZE.path, version)
+            if commit is None or _batches_of(commit):
+                return commit
+        return None
+
+    def _note_older(self, files: Sequence[DataFile]) -> None:
+        found: dict[Partition, BatchRange] = {}
+        for file in files:
+            for r in self._captured([file]):
+                if r.partition[1] < 0:  # did not come through Kafka
+                    continue
+                before = found.get(r.partition, replace(r, rows_bronze=0))
+                first, end = min(before.from_offset, r.from_offset), max(before.to_offset, r.to_offset)
+                found[r.partition] = BatchRange(r.partition, first, end, end - first, (before.rows_bronze or 0) + (r.rows_bronze or 0))
+        if found:
+            LOG.warning("bronze holds records of %s partitions from before there was a ledger; noting them", len(found))
+            self._ledger.note(Batch(INGEST, "before-the-ledger", 0, tuple(found.values()), None, 0.0, datetime.now(UTC)))
 
     def _before_last_batch(self) -> int:
         """Version of bronze behind which the commit of the next batch, or of the last one run again, will be found."""
@@ -120,11 +163,11 @@ class IngestStep:
             "another process writes this lake, or the log was changed by hand. Stop it, then start the stream again"
         )
 
-    def _captured(self, commit: Commit) -> tuple[BatchRange, ...]:
-        """What a commit added, by partition, read back from its files."""
+    def _captured(self, files: Sequence[DataFile]) -> tuple[BatchRange, ...]:
+        """What files of bronze hold, by partition."""
         import pyarrow.compute as pc
 
-        rows = read_columns(self._settings, BRONZE.path, commit.added, ["kafka_topic", "kafka_partition", "kafka_offset"])
+        rows = read_columns(self._settings, BRONZE.path, files, ["kafka_topic", "kafka_partition", "kafka_offset"])
         found = {}
         for topic in pc.unique(rows["kafka_topic"]).to_pylist() if rows.num_rows else []:
             of_topic = rows.filter(pc.equal(rows["kafka_topic"], topic))
@@ -148,6 +191,11 @@ class IngestStep:
                     "rows in bronze. If producers write this topic in transactions, which leave offsets without records, have them "
                     "write without; otherwise look at the disk, and run `make audit`"
                 )
+
+
+def _batches_of(commit: Commit) -> list[tuple[str, int]]:
+    """Generations and batches of `ingest` among a commit's transactions, which are named `ingest-<generation>`."""
+    return [(name.removeprefix(f"{INGEST}-"), batch) for name, batch in commit.transactions.items() if name.startswith(f"{INGEST}-")]
 
 
 def planned_ranges(checkpoint: Path, batch_id: int) -> dict[Partition, tuple[int | None, int]]:
@@ -215,7 +263,7 @@ def _writer(spark: SparkSession, settings: Settings, step: IngestStep, options: 
 
 def _kafka_rows(spark: SparkSession, settings: Settings, step: IngestStep, options: Mapping[str, str]) -> DataFrame:
     planned = planned_ends(step.checkpoint)
-    following = planned or captured(settings)
+    following = planned or captured_ends(settings)
     partitions = check_source(settings, following)
     if following and not planned:
         LOG.warning("the checkpoint of %s is new, bronze holds records of %s partitions: going on behind them", INGEST, len(following))

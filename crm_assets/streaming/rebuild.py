@@ -1,5 +1,7 @@
 """Silver, dead letters and duplicates made anew from bronze: beside the live tables, compared with them, then swapped in.
 
+What had been replayed is replayed again on the new tables, each record as of the time it was tried then, so that no record that came
+to silver that way is lost, and the new replay ledger fits the new tables.
 Belongs here: the way of a rebuild and its swap, which a crash may interrupt at any point. Not here: the refining itself
 (`refine`), which a rebuild runs unchanged. A rebuilt table is another table (its id is new): readers with a bookmark notice.
 """
@@ -13,11 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crm_assets.streaming.dead_letters import read_replays
 from crm_assets.streaming.refine import RefineStep, drain_refine
+from crm_assets.streaming.replay import repeat_replays
 from crm_assets.streaming.tables import Place, live, refined_tables
 from crm_resources.lake import files_of, open_table, read_columns
 from crm_resources.lake_lock import lake_lock
-from crm_resources.layout import SILVER, LakeTable
+from crm_resources.layout import REPLAYS, SILVER, LakeTable
 from crm_resources.settings import Settings
 from crm_resources.spark import end_session, spark_session
 
@@ -93,14 +97,17 @@ def rebuild(spark: SparkSession, settings: Settings, *, swap: bool = True) -> Re
     root = Path(settings.lake_root)
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     beside = Place(f"_rebuild/{name}/", Path(settings.checkpoint_root) / f"refine-{name}", query="rebuild")
-    query = drain_refine(spark, settings, RefineStep(settings, beside))
+    step = RefineStep(settings, beside)
+    query = drain_refine(spark, settings, step)
     query.awaitTermination()
     error = query.exception()
     if error is not None:
         raise RebuildFailed(f"the rebuild in {root / beside.prefix} failed, the live tables are untouched: {error}")
+    # Bronze knows nothing of replays: an event whose time came, or a record that fits a contract widened since.
+    repeat_replays(settings, spark, step, read_replays(settings, [c.name for c in REPLAYS.columns]))
     comparisons = tuple(
         TableComparison(t.name, _content(settings, live(settings).path(t), t), _content(settings, beside.path(t), t))
-        for t in refined_tables()
+        for t in _rebuilt_tables()
     )
     if not swap:
         _remove(root / beside.prefix)
@@ -131,7 +138,7 @@ def _plan_swap(settings: Settings, beside: Place, name: str) -> str:
     root, current = Path(settings.lake_root), live(settings)
     away = root / "_replaced" / name
     moves: list[tuple[str, str]] = []
-    for table in refined_tables():
+    for table in _rebuilt_tables():
         if (root / current.path(table)).exists():
             moves.append((str(root / current.path(table)), str(away / table.path)))
         moves.append((str(root / beside.path(table)), str(root / current.path(table))))
@@ -144,6 +151,10 @@ def _plan_swap(settings: Settings, beside: Place, name: str) -> str:
     draft.write_text(json.dumps(moves, indent=1) + "\n")
     draft.replace(journal)
     return str(away)
+
+
+def _rebuilt_tables() -> tuple[LakeTable, ...]:
+    return (*refined_tables(), REPLAYS)
 
 
 def _content(settings: Settings, path: str, table: LakeTable) -> Content:

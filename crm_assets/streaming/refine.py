@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -87,7 +87,7 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class _Placed:
+class Placed:
     """The records of one entity in a batch, by the table they go to. `read` holds the coordinates of all of them."""
 
     contract: Contract
@@ -209,7 +209,7 @@ class RefineStep:
         self.total += counts
         self._passing(CrashPoint.REFINE_BEFORE_CHECKPOINT)
 
-    def _ranges(self, placed: _Placed) -> tuple[BatchRange, ...]:
+    def _ranges(self, placed: Placed) -> tuple[BatchRange, ...]:
         """What became of an entity's records, by partition."""
         import pyarrow.compute as pc
 
@@ -245,36 +245,63 @@ class RefineStep:
         reader = batch.sparkSession.read.schema(silver_type(BRONZE.columns)).option("basePath", self._settings.table_uri(BRONZE.path))
         return [(contract, reader.parquet(*by_topic[topic])) for topic, contract in topics.items() if topic in by_topic]
 
-    def _place_entity(self, records: DataFrame, contract: Contract) -> _Placed:
+    def _place_entity(self, records: DataFrame, contract: Contract) -> Placed:
         """Decide on the place of each record of one entity."""
+        _share(records.sparkSession)
+        topic = topic_name(self._settings.env, contract.plural)
+        read, good, refused = self._judge(records, contract)
+        before = self.resumption.placed.decisions(topic, read)
+        placed = self.assign(records, contract, _others(good, before), _others(refused, before), datetime.now(UTC))
+        return replace(placed, counts=placed.counts + BatchCounts(read=len(before), placed_before=len(before)), read=read)
+
+    def _judge(self, records: DataFrame, contract: Contract) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """Coordinates of all records, the good ones in silver's columns, and refused ones with their bytes and the reason."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        _share(records.sparkSession)
-        topic, names = topic_name(self._settings.env, contract.plural), [c.name for c in silver_columns(contract)]
+        names = [c.name for c in silver_columns(contract)]
         screened = self._screens[contract.entity](records).toArrow()
         good = screened.filter(screened[OK]).select(names)
-        refused: pa.Table | None = None
-        if good.num_rows < screened.num_rows:
-            suspects = _with_bytes(records, screened.filter(pc.invert(screened[OK])))
-            judged = classify(suspects, contract, self._limits).toArrow()
-            rescued, refused = judged.filter(judged[REASON].is_null()), judged.filter(judged[REASON].is_valid())
-            good = pa.concat_tables([good, rescued.select(names).cast(good.schema)])
-        placed = self.resumption.placed.decisions(topic, screened)
-        good = _others(good, placed)
-        refused = None if refused is None else _others(refused, placed)
-        decisions = decide(good.select(IDENTITY), self._history(contract, good)) if good.num_rows else []
+        read = screened.select(_READ)
+        if good.num_rows == screened.num_rows:
+            return read, good, good.slice(0, 0)
+        suspects = _with_bytes(records, screened.filter(pc.invert(screened[OK])))
+        rescued, refused = judged_thoroughly(suspects, contract, self._limits)
+        return read, pa.concat_tables([good, rescued.cast(good.schema)]), refused
+
+    def assign(
+        self,
+        records: DataFrame,
+        contract: Contract,
+        good: pa.Table,
+        refused: pa.Table,
+        now: datetime,
+        accepted: Sequence[pa.Table] = (),
+    ) -> Placed:
+        """Where judged records of one entity go: good ones to silver, unless their id was accepted before. Writes nothing.
+
+        Args:
+            records: the same records with bronze's columns; the bytes of conflicting ones are read from it.
+            contract: contract of their topic.
+            good: records in silver's columns.
+            refused: records with coordinates, bytes, event id, reason and detail.
+            now: time of the refusals.
+            accepted: `IDENTITY` columns of records that count as accepted although they are not in silver.
+        """
+        import pyarrow as pa
+
+        history = [self._history(contract, good), *accepted] if good.num_rows else []
+        decisions = decide(good.select(IDENTITY), pa.concat_tables([h.select(IDENTITY) for h in history])) if history else []
         duplicates = [d for d in decisions if d.verdict is Verdict.DUPLICATE]
         conflicts = [d for d in decisions if d.verdict is Verdict.CONFLICT]
-        now = datetime.now(UTC)
-        dead = [dead_letters(refused, contract, now)] if refused is not None and refused.num_rows else []
+        dead = [dead_letters(refused, contract, now)] if refused.num_rows else []
         if conflicts:
             dead.append(dead_letters(_conflicting(records, good, conflicts), contract, now))
         silver = _others(good, decisions)
-        return _Placed(
+        return Placed(
             contract,
-            BatchCounts(screened.num_rows, silver.num_rows, sum(d.num_rows for d in dead), len(duplicates), len(placed)),
-            screened.select([*_POSITION, "kafka_timestamp"]),
+            BatchCounts(good.num_rows + refused.num_rows, silver.num_rows, sum(d.num_rows for d in dead), len(duplicates)),
+            pa.concat_tables([good.select(_READ), refused.select(_READ)], promote_options="permissive"),
             silver,
             pa.concat_tables(dead) if dead else None,
             _those(good, duplicates) if duplicates else None,
@@ -287,39 +314,55 @@ class RefineStep:
 
         table = self._tables[SILVER[contract.plural].name]
         ids = pc.unique(candidates["event_id"])
-        found = []
+        found = [candidates.slice(0, 0).select(IDENTITY)]
         for file in table.index.overlapping(ids):
             rows = read_columns(self._settings, table.path, [file], IDENTITY)
             found.append(rows.filter(pc.is_in(rows["event_id"], value_set=ids)))
-        return pa.concat_tables(found, promote_options="permissive") if found else candidates.slice(0, 0)
+        return pa.concat_tables(found, promote_options="permissive")
 
     def _write(self, table: LakeTable, parts: Sequence[pa.Table | None], rows: int, batch_id: int) -> None:
         """Append a batch's rows to a table, unless there are none or this batch did so before."""
-        import pyarrow as pa
-
         if rows == 0:
             return
         state = self._tables[table.name]
         if state.last_batch >= batch_id:
             LOG.warning("batch %s is in %s already; it is not written again", batch_id, table.name)
             return
+        self.append(table, parts, rows, application=self._application(table), number=batch_id)
+        state.last_batch = batch_id
+        self._passing(CrashPoint.REFINE_BETWEEN_TABLES)
+
+    def append(self, table: LakeTable, parts: Sequence[pa.Table | None], rows: int, *, application: str, number: int) -> None:
+        """Append rows to one of the step's tables, and see that they are there.
+
+        Args:
+            table: one of `refined_tables`.
+            parts: tables with at least its columns.
+            rows: how many they hold together.
+            application: name of the Delta transaction.
+            number: its number.
+
+        Raises:
+            BooksOpen: something else was committed.
+        """
+        import pyarrow as pa
+
+        state = self._tables[table.name]
         before = int(state.delta.version())
         schema = table_schema(table).remove_metadata()
         content = pa.concat_tables([p.select(schema.names).cast(schema) for p in parts if p is not None])
-        append_rows(state.delta, content, application=self._application(table), version=batch_id)
+        append_rows(state.delta, content, application=application, version=number)
         commit = read_commit(self._settings, state.path, before + 1)
-        if commit is None or commit.transactions.get(self._application(table)) != batch_id:
+        if commit is None or commit.transactions.get(application) != number:
             raise BooksOpen(
-                f"batch {batch_id}: version {before + 1} of {table.name} is not this batch's; another process writes this lake. "
+                f"{application} {number}: version {before + 1} of {table.name} was written by another process. "
                 "Stop it, then start the stream again"
             )
         written = sum(f.rows for f in commit.added)
         if written != rows:
-            raise BooksOpen(f"batch {batch_id}: {written} rows were written to {table.name}, {rows} belong there")
-        state.last_batch = batch_id
+            raise BooksOpen(f"{application} {number}: {written} rows were written to {table.name}, {rows} belong there")
         if table.name in SILVER:
             state.index.add(commit.added)
-        self._passing(CrashPoint.REFINE_BETWEEN_TABLES)
 
     def _opened(self, table: LakeTable) -> _Table:
         path = self.place.path(table)
@@ -337,6 +380,7 @@ class RefineStep:
 
 
 _POSITION = ["kafka_partition", "kafka_offset"]
+_READ = [*_POSITION, "kafka_timestamp"]
 
 
 def start_refine(spark: SparkSession, settings: Settings, step: RefineStep) -> StreamingQuery:
@@ -450,6 +494,19 @@ def _conflicting(records: DataFrame, good: pa.Table, conflicts: Sequence[Decisio
         .append_column(REASON, pa.array([str(Reason.CONFLICTING_DUPLICATE)] * len(positions), pa.string()))
         .append_column(DETAIL, pa.array([first[p] for p in positions], pa.string()))
     )
+
+
+def judged_thoroughly(records: DataFrame, contract: Contract, limits: Limits) -> tuple[pa.Table, pa.Table]:
+    """Good records in silver's columns, and refused ones with their bytes and the reason.
+
+    Args:
+        records: rows with bronze's columns, all of the topic that belongs to the contract.
+        contract: what they should be.
+        limits: see `Limits`.
+    """
+    judged = classify(records, contract, limits).toArrow()
+    good = judged.filter(judged[REASON].is_null())
+    return good.select([c.name for c in silver_columns(contract)]), judged.filter(judged[REASON].is_valid())
 
 
 def dead_letters(rows: pa.Table, contract: Contract, now: datetime) -> pa.Table:

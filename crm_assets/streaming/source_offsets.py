@@ -11,17 +11,13 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from crm_assets.streaming.batch_ledger import Partition, captured_ends
+from crm_assets.streaming.batch_ledger import Partition
 from crm_resources import kafka
 from crm_resources.contracts import contracts
-from crm_resources.lake import files_of, lake_filesystem, open_table, read_columns, read_commit
-from crm_resources.layout import BRONZE, topic_name
+from crm_resources.lake import lake_filesystem
+from crm_resources.layout import topic_name
 from crm_resources.settings import Settings
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 LOG = logging.getLogger(__name__)
 
@@ -106,42 +102,11 @@ def gaps(following: Mapping[Partition, int], held: Mapping[Partition, tuple[int,
     return [Gap(p, end, held[p][0]) for p, end in sorted(following.items()) if p in held and end < held[p][0]]
 
 
-def captured(settings: Settings) -> dict[Partition, int]:
-    """Offset behind the last record of each partition in bronze: from the batch ledger, and from commits it does not know yet."""
-    ends = captured_ends(settings)
-    for rows in _unnoted(settings, known=bool(ends)):
-        for row in rows.group_by(["kafka_topic", "kafka_partition"]).aggregate([("kafka_offset", "max")]).to_pylist():
-            partition = (row["kafka_topic"], row["kafka_partition"])
-            if partition[1] >= 0:  # below are records that did not come through Kafka
-                ends[partition] = max(ends.get(partition, 0), row["kafka_offset_max"] + 1)
-    return ends
-
-
 def starting_offsets(partitions: Mapping[str, list[int]], following: Mapping[Partition, int]) -> str:
     """Where a new checkpoint begins, as Spark wants to be told: behind what bronze holds, else at the start; pure."""
     if not following:
         return "earliest"
     return json.dumps({t: {str(p): following.get((t, p), EARLIEST) for p in found} for t, found in partitions.items()})
-
-
-def _unnoted(settings: Settings, *, known: bool) -> list[pa.Table]:
-    """Coordinates of the rows of bronze that the ledger may not know: those of its last commit, or all where there is no ledger.
-
-    A batch is noted before the next one is written, so a crash leaves at most one commit without its note.
-    """
-    columns = ["kafka_topic", "kafka_partition", "kafka_offset"]
-    table = open_table(settings, BRONZE.path)
-    if table is None:
-        return []
-    if not known:
-        return [read_columns(settings, BRONZE.path, [file], columns) for file in files_of(table)]
-    for version in range(int(table.version()), -1, -1):
-        commit = read_commit(settings, BRONZE.path, version)
-        if commit is None:
-            break
-        if any(name.startswith("ingest-") for name in commit.transactions):
-            return [read_columns(settings, BRONZE.path, commit.added, columns)]
-    return []
 
 
 def _topic_ids(settings: Settings) -> dict[str, str]:

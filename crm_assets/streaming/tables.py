@@ -14,7 +14,7 @@ from pathlib import Path
 
 from crm_resources.contracts import contracts
 from crm_resources.lake_tables import create_table
-from crm_resources.layout import DEAD_LETTERS, DUPLICATES, SILVER, LakeTable
+from crm_resources.layout import DEAD_LETTERS, DUPLICATES, REPLAYS, SILVER, LakeTable
 from crm_resources.settings import Settings
 
 LOG = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ def refined_tables() -> tuple[LakeTable, ...]:
 
 
 def create_refined(settings: Settings, place: Place) -> None:
-    """Make the refine step's tables of a place where they do not exist."""
-    for table in refined_tables():
+    """Make the refine step's tables of a place, and the replay ledger, where they do not exist."""
+    for table in (*refined_tables(), REPLAYS):
         create_table(settings, table, place.path(table))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -51,10 +52,13 @@ class Limits:
     Args:
         future_tolerance_seconds: how far an event time may lie after the record's arrival in bronze.
         max_message_bytes: largest value that is read.
+        tried_again_at: time that counts instead of the arrival, for a replay of records that were refused: an event of the
+            future may have come to pass. `None` where records are judged for the first time.
     """
 
     future_tolerance_seconds: int = 86_400
     max_message_bytes: int = MAX_MESSAGE_BYTES
+    tried_again_at: datetime | None = None
 
 
 class Screen:
@@ -325,7 +329,12 @@ def _rules(contract: Contract, limits: Limits) -> list[_Rule]:
         _Rule(
             Reason.FUTURE_EVENT,
             _is_future(limits),
-            F.concat(F.lit("event_time is "), m["event_time"], F.lit(", the record arrived "), F.col("ingested_at").cast("string")),
+            F.concat(
+                F.lit("event_time is "),
+                m["event_time"],
+                F.lit(", the record arrived " if limits.tried_again_at is None else ", the record was tried again "),
+                _judged_at(limits).cast("string"),
+            ),
         )
     )
     order = list(Reason)
@@ -486,11 +495,17 @@ def _amount_detail() -> SparkColumn:
 
 
 def _is_future(limits: Limits) -> SparkColumn:
-    """Compared with the time of capture, which is stored: a rebuild judges as the stream did."""
+    """Compared with the time of capture or of the replay, which are stored: a rebuild judges as the stream did."""
     from pyspark.sql import functions as F
 
-    arrived = F.unix_micros("ingested_at") + F.lit(limits.future_tolerance_seconds * 1_000_000)
-    return F.unix_micros("event_time") > arrived
+    latest = F.unix_micros(_judged_at(limits)) + F.lit(limits.future_tolerance_seconds * 1_000_000)
+    return F.unix_micros("event_time") > latest
+
+
+def _judged_at(limits: Limits) -> SparkColumn:
+    from pyspark.sql import functions as F
+
+    return F.col("ingested_at") if limits.tried_again_at is None else F.lit(limits.tried_again_at)
 
 
 def _all(tests: Iterable[SparkColumn]) -> SparkColumn:

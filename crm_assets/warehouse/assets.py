@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_assets
 
 from crm_assets.conventions import OWNERS, POSTGRES_KEY, Group, raw_key, raw_lineage, raw_schema, raw_table_owners, silver_key
-from crm_assets.monitoring.refresh import REFRESH_JOB, business_date
+from crm_assets.monitoring.refresh import REFRESH_JOB
 from crm_assets.warehouse.lineage import kept_lineage
 from crm_resources.contracts import contracts
 from crm_resources.contracts.derive_postgres import raw_tables
@@ -137,6 +136,12 @@ def model_lineage() -> dict[dg.AssetKey, dg.TableColumnLineage]:
     }
 
 
+def whole_project() -> set[dg.AssetKey]:
+    """Keys of all models and seeds."""
+    manifest: dict[str, Any] = json.loads(DBT_MANIFEST.read_text())
+    return {model_key(node) for node in manifest["nodes"].values() if node["resource_type"] in ("model", "seed")}
+
+
 def model_key(node: Mapping[str, Any]) -> dg.AssetKey:
     """Asset key of a model or seed: its layer and its name."""
     layer = node["fqn"][1] if node["resource_type"] == "model" else "seeds"
@@ -148,19 +153,20 @@ def dbt_assets_definition() -> list[dg.AssetsDefinition]:
 
     @dbt_assets(manifest=DBT_MANIFEST, dagster_dbt_translator=ModelTranslator(), name="dbt_models")
     def dbt_models(context: dg.AssetExecutionContext, settings: SettingsResource, dbt: DbtCliResource) -> Iterator[Any]:
+        from crm_assets.warehouse.recorded_refresh import recorded_refresh
         from crm_resources import warehouse
 
         loaded = settings.load()
-        started = datetime.now(UTC)
-        with environment(warehouse.dbt_environment(loaded)):
+        whole = whole_project() <= context.selected_asset_keys
+        with (
+            recorded_refresh(loaded, whole=whole, warn=context.log.warning) as pinned,
+            environment(warehouse.dbt_environment(pinned)),
+        ):
             for key, lineage in model_lineage().items():
                 if key in context.selected_asset_keys:
                     context.add_asset_metadata({"dagster/column_lineage": lineage}, asset_key=key)
             # One target folder per data set: dbt keeps what it parsed there, which saves five seconds of each refresh.
             yield from dbt.cli(["build"], context=context, target_path=loaded.environment_dir / "dbt").stream()
-        warehouse.record_refresh(
-            loaded, started_at=started, finished_at=datetime.now(UTC), as_of=business_date(started, loaded.business_timezone, loaded.as_of)
-        )
 
     return [dbt_models]
 

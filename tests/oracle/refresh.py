@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import polars as pl
 
 from crm_assets.warehouse.load import load_all
-from crm_resources import warehouse
+from crm_assets.warehouse.recorded_refresh import recorded_refresh
+from crm_resources import refresh_reports, warehouse
+from crm_resources.refresh_reports import RefreshReport
 from crm_resources.settings import REPOSITORY, Settings
 
 PROJECT = REPOSITORY / "dbt"
@@ -28,6 +30,18 @@ def refresh(settings: Settings, *arguments: str) -> None:
     """Load what is new and build the marts with their tests."""
     load_all(settings)
     run_dbt(settings, *(arguments or ("build",)))
+
+
+def reported_refresh(settings: Settings) -> RefreshReport:
+    """Load and build like the platform's own refresh, which writes its report down; gives that report."""
+    complaints: list[str] = []
+    load_all(settings)
+    with recorded_refresh(settings, whole=True, warn=complaints.append) as pinned:
+        run_dbt(pinned, *WITHOUT_TESTS)
+    assert not complaints
+    report = refresh_reports.last_report_before(settings, datetime.max.replace(tzinfo=UTC))
+    assert report is not None
+    return report
 
 
 def run_dbt(settings: Settings, *arguments: str, unit_tests: bool = False) -> str:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from crm_assets.monitoring.audit import AuditResult, audit
 from crm_assets.monitoring.audit_result import Outcome
-from crm_assets.monitoring.audit_sources import AuditSources, BatchEnd, LineTotal, MartCheck, MartFindings, silver_columns_read
+from crm_assets.monitoring.audit_sources import BATCH, REPLAYED, AuditSources, LineTotal, MartCheck, MartFindings, silver_columns_read
 from crm_assets.monitoring.checksums import ChunkSums, halves_of
 from crm_resources.contracts import contract_for
 from crm_resources.contracts.canonical import column_digests, column_tokens, message_digest
@@ -86,7 +86,8 @@ class World:
     warehouse: dict[str, list[Row]] = field(default_factory=lambda: {p: [] for p in PLURALS})
     lines: Decimal = Decimal(0)
     kafka: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
-    batches: tuple[BatchEnd, ...] = ()
+    batches: list[Row] = field(default_factory=list)
+    replays: list[Row] = field(default_factory=list)
     marts: MartFindings = field(default_factory=lambda: MartFindings("there are no marts"))
 
     def add(self, plural: str, partition: int, defect: str | None = None, event_id: str | None = None, sequence: int | None = None) -> None:
@@ -121,7 +122,7 @@ class World:
         if defect == "duplicate":
             self.duplicates.append(placed(row, event_id=event_id))
         elif dead:
-            self.dead.append(placed(row, event_id=None, reason=defect))
+            self.dead.append(placed(row, event_id=None, reason=defect, attempt=1))
         else:
             stored = typed(contract_for(plural).columns, sent)
             self.silver[plural].append(placed(row) | stored)
@@ -130,6 +131,30 @@ class World:
         low, _ = self.kafka.setdefault(topic, {}).get(partition, (0, 0))
         self.kafka[topic][partition] = (low, offset + 1)
 
+    def note_batch(self, number: int, first: int, end: int) -> None:
+        """The ledger rows of an ingest batch that captured the records from `first` to `end` of those sent."""
+        captured: dict[tuple[str, int], list[int]] = {}
+        for row in self.ledger[first:end]:
+            captured.setdefault((row["topic"], row["partition"]), []).append(row["offset"])
+        for (topic, partition), offsets in captured.items():
+            values = ("generation", number, topic, partition, offsets[0], offsets[-1] + 1, len(offsets), len(offsets))
+            self.batches.append(dict(zip(BATCH, values, strict=True)))
+
+    def replay(self, letter: Row, outcome: str) -> None:
+        """A replay's ledger row, and what it does to the tables."""
+        place = {k: v for k, v in letter.items() if k.startswith("kafka_")}
+        self.replays.append(place | {"attempt": letter["attempt"], "outcome": outcome, "replayed_at": NOW})
+        if outcome == "dead_letter":
+            self.dead.append(letter | {"attempt": letter["attempt"] + 1})
+        elif outcome == "duplicate":
+            self.duplicates.append({k: v for k, v in letter.items() if k not in ("reason", "attempt")})
+        else:
+            plural = letter["kafka_topic"].removeprefix("demo.")
+            stored = typed(contract_for(plural).columns, message(plural, "replayed", "another key", 0, Decimal(0)))
+            row = {k: v for k, v in letter.items() if k.startswith(("kafka_", "ingested"))} | stored
+            self.silver[plural].append(row)
+            self.warehouse[plural].append(copy.deepcopy(row))
+
     def sources(self) -> AuditSources:
         totals = LineTotal(str(sum(r["amount"] for r in self.warehouse["orders"])), str(self.lines))
         columns = [*PLACED, ("event_id", pa.string())]
@@ -137,13 +162,14 @@ class World:
             ledger=lambda names: (b.select(list(names)) for b in pa.Table.from_pylist(self.ledger, ledger_schema()).to_batches(7)),
             bronze=lambda: batches(self.bronze, [*PLACED, ("value", pa.binary())]),
             silver={p: partial(self._silver, p) for p in PLURALS},
-            dead_letters=reader(self.dead, [*columns, ("reason", pa.string())]),
+            dead_letters=reader(self.dead, [*columns, ("reason", pa.string()), ("attempt", pa.int32())]),
             duplicates=reader(self.duplicates, columns),
             warehouse={p: partial(self._warehouse, p) for p in PLURALS},
             warehouse_tokens=self._tokens,
             order_totals=lambda: totals,
             marts=lambda: self.marts,
-            batches=self.batches,
+            batches=reader(self.batches, BATCH_SCHEMA),
+            replays=reader(self.replays, REPLAY_SCHEMA),
             kafka_offsets=self.kafka,
         )
 
@@ -176,6 +202,11 @@ PLACED = [
 ]
 
 
+BATCH_SCHEMA = [(name, pa.string() if name in ("generation", "kafka_topic") else pa.int64()) for name in BATCH]
+REPLAY_TYPES = {"kafka_topic": pa.string(), "outcome": pa.string(), "replayed_at": pa.timestamp("us", tz="UTC")}
+REPLAY_SCHEMA = [(name, REPLAY_TYPES.get(name, pa.int64())) for name in REPLAYED]
+
+
 def silver_schema(plural: str, whole: bool) -> pa.Schema:
     return nullable(arrow_schema(silver_columns_read(contract_for(plural), whole)))
 
@@ -199,8 +230,8 @@ def world() -> World:
     made.add("events", 1, "null_value")
     made.add("events", 0, "conflicting_duplicate", made.ledger[0]["event_id"])
     made.add("profiles", 0, "out_of_order", sequence=2)
-    ends = [{(r["topic"], r["partition"]): r["offset"] + 1 for r in made.ledger[:count]} for count in (20, len(made.ledger))]
-    made.batches = tuple(BatchEnd(number, found) for number, found in enumerate(ends))
+    made.note_batch(0, 0, 20)
+    made.note_batch(1, 20, len(made.ledger))
     return made
 
 
@@ -402,18 +433,109 @@ def test_keys_of_two_runs_may_overlap(world: World) -> None:
     assert ORDER not in broken(world.audit())
 
 
+BATCHES = "ranges of the ingest batches join and hold as many rows in bronze"
+REPLAYS = "the replay ledger is complete, and replayed records are where it says"
+
+
+def examples(result: AuditResult, name: str) -> tuple[str, ...]:
+    return next(check.examples for check in result.checks if check.name == name)
+
+
 def test_a_batch_with_a_row_too_few_in_bronze_is_named(world: World) -> None:
     lost = world.bronze.pop(30)
-    (example,) = next(c.examples for c in world.audit().checks if c.name.startswith("ranges of the ingest batches"))
+    (example,) = examples(world.audit(), BATCHES)
     topic, partition, _ = key(lost)
-    assert example.startswith(f"batch 1 {topic}[{partition}] ")
+    assert example.startswith(f"{topic}[{partition}]: batch 1 of generati ")
     assert "rows in bronze, not" in example
 
 
-def test_a_batch_that_the_checkpoint_lost_is_named(world: World) -> None:
-    world.batches = (world.batches[0], BatchEnd(5, world.batches[1].ends))
-    (example,) = next(c.examples for c in world.audit().checks if c.name.startswith("ranges of the ingest batches"))
-    assert example == "batches 1 to 4 are not in the checkpoint"
+def test_a_batch_whose_rows_read_are_not_those_written_is_named(world: World) -> None:
+    world.batches[3]["rows_in"] += 1
+    (example,) = examples(world.audit(), BATCHES)
+    assert f"{world.batches[3]['kafka_topic']}[{world.batches[3]['kafka_partition']}]: batch 0 of " in example
+
+
+def test_a_batch_that_the_ledger_lost_is_named(world: World) -> None:
+    world.note_batch(2, len(world.ledger), len(world.ledger))
+    world.add("events", 0)
+    world.note_batch(3, len(world.ledger) - 1, len(world.ledger))
+    assert BATCHES not in broken(world.audit())
+    lost = next(b for b in world.batches if b["batch_id"] == 1 and (b["kafka_topic"], b["kafka_partition"]) == ("demo.events", 0))
+    world.batches.remove(lost)
+    (example,) = examples(world.audit(), BATCHES)
+    assert example == f"demo.events[0]: batch 3 of generati begins at {lost['to_offset']}, the one before it ended at {lost['from_offset']}"
+
+
+def test_a_batch_noted_twice_is_named(world: World) -> None:
+    world.batches.append(dict(world.batches[0]))
+    assert broken(world.audit()) == {BATCHES: 1}
+
+
+def test_rows_in_bronze_that_no_batch_captured_are_named(world: World) -> None:
+    world.batches = [b for b in world.batches if b["batch_id"] == 0]
+    named = examples(world.audit(), BATCHES)
+    assert named
+    assert all("are in no batch" in example for example in named)
+
+
+def test_records_older_than_the_batch_ledger_are_told_as_unchecked(world: World) -> None:
+    world.batches = [b for b in world.batches if b["batch_id"] == 1]
+    result = world.audit()
+    assert result.passed
+    assert "NOT CHECKED I5 " + BATCHES + ": 20 records were captured before the batch ledger began" in result.verdict_text()
+
+
+def replayed(world: World) -> World:
+    """A record that is good now, one that is a duplicate now, and one that failed twice more."""
+    first, second, third = world.dead
+    world.replay(first, "silver")
+    world.replay(second, "duplicate")
+    world.replay(third, "dead_letter")
+    world.replay(world.dead[-1], "dead_letter")
+    return world
+
+
+def test_the_books_close_after_replays(world: World) -> None:
+    result = replayed(world).audit()
+    assert result.passed, result.verdict_text()
+    assert (result.counts.dead_letters, result.counts.duplicates, result.counts.replayed) == (1, 2, 4)
+    assert result.dead_letter_reasons == {"conflicting_duplicate": 1}
+
+
+@pytest.mark.parametrize(
+    ("plant", "text"),
+    [
+        (lambda w: w.replays.append(dict(w.replays[0])), "attempt 1 stands twice in the replay ledger"),
+        (
+            lambda w: w.silver[w.replays[0]["kafka_topic"].removeprefix("demo.")].pop(),
+            "attempt 1 went to silver by the replay ledger, but is not",
+        ),
+        (lambda w: w.duplicates.pop(), "attempt 1 went to the duplicates by the replay ledger, but is not there"),
+        (lambda w: w.replays.pop(2), "attempt 1 has a next one, but the replay ledger does not say so"),
+        (lambda w: w.dead.pop(), "attempt 2 failed again by the replay ledger, but the next attempt is not among the dead letters"),
+        (lambda w: w.dead.append(dict(w.dead[0])), "attempt 1 stands twice among the dead letters"),
+        (lambda w: w.dead.pop(0), "attempt 1 was replayed, but is not among the dead letters"),
+    ],
+)
+def test_a_fault_planted_into_the_replays_is_named(world: World, plant: Callable[[World], Any], text: str) -> None:
+    plant(replayed(world))
+    (example,) = examples(world.audit(), REPLAYS)
+    assert text in example
+    assert "]@" in example
+
+
+def test_a_replayed_record_without_its_ledger_row_is_in_two_places(world: World) -> None:
+    replayed(world).replays.pop(0)
+    result = world.audit()
+    assert broken(result)[ONE_PLACE] == 1
+
+
+def test_a_replay_that_is_under_way_is_not_judged(world: World) -> None:
+    replayed(world)
+    world.replays[0]["replayed_at"] = NOW + timedelta(seconds=50)
+    world.silver[world.replays[0]["kafka_topic"].removeprefix("demo.")].pop()
+    world.warehouse[world.replays[0]["kafka_topic"].removeprefix("demo.")].pop()
+    assert broken(world.audit(cutoff=NOW + timedelta(seconds=1))) == {}
 
 
 def test_marts_that_hold_another_revenue_are_found(world: World) -> None:
@@ -460,7 +582,7 @@ def test_lost_order_lines_are_found(world: World) -> None:
 
 
 def test_a_record_in_two_places_is_found(world: World) -> None:
-    world.dead.append(world.silver["events"][0] | {"reason": "corrupt_json"})
+    world.dead.append(world.silver["events"][0] | {"reason": "corrupt_json", "attempt": 1})
     result = world.audit()
     assert broken(result)[ONE_PLACE] == 1
 
@@ -468,7 +590,7 @@ def test_a_record_in_two_places_is_found(world: World) -> None:
 def test_a_good_record_among_the_dead_letters_is_named(world: World) -> None:
     refused = world.silver["events"].pop(0)
     world.warehouse["events"].pop(0)
-    world.dead.append(refused | {"reason": "invalid_field"})
+    world.dead.append(refused | {"reason": "invalid_field", "attempt": 1})
     (example,) = next(c.examples for c in world.audit().checks if c.name == "each record ended where its ledger row says")
     assert refused["event_id"] in example
 
@@ -529,7 +651,7 @@ def test_what_is_under_way_is_not_judged(world: World) -> None:
     world.silver["orders"].pop()
     world.warehouse["orders"].pop()
     world.lines -= world.ledger[-1]["amount"]
-    world.batches = ()
+    world.batches = []
     assert not world.audit().passed
     result = world.audit(cutoff=NOW + timedelta(seconds=1))
     assert broken(result) == {}

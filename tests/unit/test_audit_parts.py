@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crm_assets.monitoring.audit_sources import BatchEnd, ingest_batches
 from crm_assets.monitoring.coordinates import CHUNK, Coordinate, CoordinateBook, OffsetRange, Seen
 from crm_assets.monitoring.spill import SEQUENCE_ROW, Buckets, inversions, repeated
 
@@ -44,7 +43,7 @@ def test_gaps_are_counted_and_named() -> None:
     assert book.ranges(Seen.BRONZE) == {("t", 0): OffsetRange(3, CHUNK + 1, CHUNK - 4)}
     absent = np.concatenate([offsets for _, _, offsets in book.absent(Seen.BRONZE)])
     assert (absent == np.arange(5, CHUNK + 1)).all()
-    assert book.count_between("t", 0, 4, CHUNK + 1, Seen.BRONZE) == 1
+    assert np.diff(book.count_below("t", 0, np.array([4, CHUNK + 1]), Seen.BRONZE)) == [1]
     assert str(Coordinate("t", 0, 3)) == "t[0]@3"
 
 
@@ -78,14 +77,3 @@ def test_equal_sequences_are_no_step_back(tmp_path: Path) -> None:
     buckets = Buckets(tmp_path, "order", SEQUENCE_ROW)
     buckets.add(np.array([(1, 0, 5, 0), (1, 1, 5, 0)], SEQUENCE_ROW))
     assert list(inversions(buckets)) == []
-
-
-def test_only_committed_batches_of_the_checkpoint_count(tmp_path: Path) -> None:
-    for folder, names in (("offsets", ("9", "10", "11", ".10.crc")), ("commits", ("9", "10"))):
-        (tmp_path / folder).mkdir()
-        for name in names:
-            text = 'v1\n{"batchWatermarkMs":0,"conf":{"a":"b"}}\n{"demo.orders":{"1":7,"0":5}}'
-            (tmp_path / folder / name).write_text(text)
-    ends = {("demo.orders", 1): 7, ("demo.orders", 0): 5}
-    assert ingest_batches(tmp_path) == (BatchEnd(9, ends), BatchEnd(10, ends))
-    assert ingest_batches(tmp_path / "absent") == ()

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa  # noqa: TID253 -- a test may load what it tests with
 
+from crm_assets.streaming.dead_letters import read_replays
 from crm_assets.streaming.refine import RefineStep, drain_refine
 from crm_assets.streaming.tables import live, refined_tables
 from crm_resources.contracts import contract_for
 from crm_resources.contracts.derive_spark import silver_type
 from crm_resources.lake import files_of, open_table, read_columns
 from crm_resources.lake_tables import create_table, table_schema
-from crm_resources.layout import BATCHES, BRONZE, topic_name
+from crm_resources.layout import BATCHES, BRONZE, REPLAYS, topic_name
 from crm_resources.settings import Settings
 from tests.integration.stream.messages import ARRIVED, Message
 
@@ -75,6 +76,10 @@ class Lake:
         found = next(t for t in refined_tables() if t.name == table)
         opened = open_table(self.settings, found.path)
         return [] if opened is None else read_columns(self.settings, found.path, files_of(opened), columns).to_pylist()
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """The replay ledger, in no order."""
+        return read_replays(self.settings, [c.name for c in REPLAYS.columns]).to_pylist()
 
     def batches(self) -> list[dict[str, Any]]:
         """The batch ledger."""

@@ -1,0 +1,104 @@
+"""What the marts of a database hold, in a form two databases can be compared by: rows, checksum, and the key figures.
+
+Belongs here: which marts there are, digesting them, and the fingerprint of the SQL that makes them. Not here: writing digests down
+(`crm_resources.refresh_reports`), or comparing them (`time_travel`).
+
+A checksum is order-free: each row as PostgreSQL spells it, its md5 as two 64-bit numbers, each summed modulo 2^64. Columns that say
+when a run took place are left out; they differ between two runs by their nature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from crm_assets.warehouse.manifest import MANIFEST, PROJECT
+from crm_resources import warehouse
+from crm_resources.refresh_reports import MartDigest
+from crm_resources.settings import Settings
+
+RUN_COLUMNS = ("scored_at",)
+"""Columns of marts that hold the time of the run."""
+
+REBUILT = ("table", "view", "seed")
+"""Materializations that a run makes anew from what it reads. Others (incremental models, snapshots) carry state of earlier runs."""
+
+_MODULUS = 2**64
+
+
+def mart_names(manifest: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """Marts that are made from silver, seeds and the as-of date alone, sorted; those with a state of their own are left out.
+
+    Args:
+        manifest: dbt's; the one kept in the repository when omitted.
+    """
+    nodes = (manifest if manifest is not None else json.loads(MANIFEST.read_text()))["nodes"].values()
+    marts = [n for n in nodes if n["resource_type"] in ("model", "seed") and n["schema"] == warehouse.MARTS_SCHEMA]
+    return tuple(sorted(n["name"] for n in marts if n["config"]["materialized"] in REBUILT))
+
+
+def models_fingerprint(project: Path = PROJECT) -> str:
+    """Hash of everything that decides what dbt makes of raw: models, macros, seeds, and the variables of the project."""
+    digest = hashlib.sha256()
+    files = [project / "dbt_project.yml"]
+    files += (f for folder in ("models", "macros", "seeds") for f in (project / folder).rglob("*") if f.suffix in (".sql", ".csv"))
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(project)}\0{file.stat().st_size}\0".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def digest_marts(settings: Settings) -> tuple[dict[str, MartDigest], dict[str, str]]:
+    """Digests of the marts by name, and the key figures as exact decimals, of one moment.
+
+    A mart that the database lacks is absent.
+    """
+    digests = {}
+    with warehouse.connect(settings) as connection, connection.cursor() as cursor:
+        cursor.execute("set transaction isolation level repeatable read, read only")
+        # Times are spelled in the session's zone and style.
+        cursor.execute("set local timezone to 'UTC'")
+        cursor.execute("set local datestyle to 'ISO, YMD'")
+        for name in mart_names():
+            columns = _columns(cursor, name)
+            if columns:
+                cursor.execute(digest_sql(name, columns))
+                rows, high, low = cursor.fetchall()[0]
+                digests[name] = MartDigest(int(rows), f"{int(high) % _MODULUS:016x}{int(low) % _MODULUS:016x}")
+        figures = {}
+        for name, sql in KEY_FIGURES.items():
+            cursor.execute(sql)
+            figures[name] = str(cursor.fetchall()[0][0])
+    return digests, figures
+
+
+def digest_sql(mart: str, columns: Iterable[str]) -> str:
+    """Query for the rows of a mart and the sums of the halves of their md5, read as signed numbers."""
+    row = ", ".join(f"f.{warehouse.quoted(c)}" for c in columns)
+    halves = ", ".join(f"coalesce(sum(('x' || substr(d, {start}, 16))::bit(64)::bigint), 0)::text" for start in (1, 17))
+    return (
+        f"select count(*), {halves} "  # noqa: S608 -- names of the dbt project
+        f"from (select md5(row({row})::text) as d from {warehouse.MARTS_SCHEMA}.{warehouse.quoted(mart)} as f) as digested"
+    )
+
+
+KEY_FIGURES: Mapping[str, str] = {
+    "customers": "select count(*) from marts.dim_customers where not is_unknown",
+    "orders": "select count(*) from marts.fct_orders where sale_lines > 0",
+    "order_lines": "select count(*) from marts.fct_order_lines",
+    "net_amount_booked": "select coalesce(sum(net_amount_booked), 0)::text from marts.daily_sales",
+    "net_amount_restated": "select coalesce(sum(net_amount_restated), 0)::text from marts.daily_sales",
+}
+"""The numbers a person asks for first: amounts in the base currency, up to the as-of date."""
+
+
+def _columns(cursor: Any, mart: str) -> list[str]:  # noqa: ANN401 -- the driver carries no types
+    cursor.execute(
+        "select column_name::text from information_schema.columns where table_schema = $1::text and table_name = $2::text "
+        "order by ordinal_position",
+        (warehouse.MARTS_SCHEMA, mart),
+    )
+    return [name for (name,) in cursor.fetchall() if name not in RUN_COLUMNS]
