@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 
 from crm_assets.streaming.crash_points import CrashPoint
+from crm_resources.settings import REPOSITORY
 from tests.faults.data_set import Ground
 from tests.faults.experiments_content import duplicates
 from tests.faults.experiments_crash import crash_points
@@ -27,6 +30,14 @@ def test_the_stream_holds_and_its_control_does_not(ground: Ground, make: Callabl
     trial = make(ground)
 
     assert trial.passed, trial.complaints()
+
+
+def test_each_protection_is_where_the_controls_take_it_away() -> None:
+    code = "from tests.faults.unprotected import Protection, take_away; take_away(Protection)"
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_control_that_breaks_nothing_fails_its_trial() -> None:

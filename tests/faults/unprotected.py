@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
@@ -69,7 +69,7 @@ def _without_transactions() -> None:
 
 
 def _without_recovery() -> None:
-    replace(ingest, "captured", lambda _: lambda _settings: {})
+    replace(ingest, "captured_ends", lambda _: lambda _settings: {})
     replace(refine, "resumption", lambda _: lambda _settings, _place, _generation: resumption.Resumption())
 
 
@@ -136,12 +136,21 @@ _TAKE_AWAY: dict[Protection, Callable[[], None]] = {
 }
 
 
+def take_away(protections: Iterable[Protection]) -> None:
+    """Replace parts of the product in this process, for good.
+
+    Raises:
+        AttributeError: a part has another name now; the control must be written anew.
+    """
+    for protection in protections:
+        _TAKE_AWAY[protection]()
+
+
 def main(arguments: list[str]) -> int:
     """Run the driver without the protections the arguments name; returns its exit status."""
     asked = [Protection(a.removeprefix("--without=")) for a in arguments]
     assert asked, "name a protection to go without, e.g. --without=duplicates"
-    for protection in asked:
-        _TAKE_AWAY[protection]()
+    take_away(asked)
     return driver.main()
 
 
