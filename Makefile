@@ -30,8 +30,8 @@ setup: $(READY) ## Install what uv.lock says into .venv (PYTHON=… chooses the 
 
 # -- the stack ---------------------------------------------------------------------------------------------------------
 
-up: $(READY) ## Start Kafka, PostgreSQL and Dagster; twice is a no-op
-	@$(LOCAL) up $(ARGS)
+up: $(READY) ## Start Kafka, PostgreSQL and Dagster; twice is a no-op (LAKE=minio puts a new data set's lake on MinIO)
+	@$(LOCAL) up $(if $(LAKE),--lake "$(LAKE)") $(ARGS)
 
 down: $(READY) ## Stop everything in order; nothing is lost
 	@$(LOCAL) down $(ARGS)
@@ -39,7 +39,7 @@ down: $(READY) ## Stop everything in order; nothing is lost
 status: $(READY) ## State, memory and restarts of each service; last log lines of what failed
 	@$(LOCAL) status
 
-logs: $(READY) ## Follow the log of SERVICE=kafka|postgres|code-server|webserver|daemon|stream, or of all
+logs: $(READY) ## Follow the log of SERVICE=kafka|postgres|minio|code-server|webserver|daemon|stream, or of all
 	@$(LOCAL) logs $(SERVICE) --follow
 
 psql: $(READY) ## A prompt on the data set's database (ARGS="-c 'select 1'")
@@ -54,7 +54,7 @@ clean: $(READY) ## Stop everything and delete all data (YES=1)
 # -- data --------------------------------------------------------------------------------------------------------------
 
 demo: $(READY) ## Everything from an empty folder to audited marts (DATA=file replays it, SPEED=…, EXIT=1 stops at the end)
-	@$(PY) -m deploy.local.demo $(if $(DATA),--data "$(DATA)") $(if $(SPEED),--speed "$(SPEED)") $(if $(EXIT),--exit) $(ARGS)
+	@$(PY) -m deploy.local.demo $(if $(DATA),--data "$(DATA)") $(if $(SPEED),--speed "$(SPEED)") $(if $(LAKE),--lake "$(LAKE)") $(if $(EXIT),--exit) $(ARGS)
 
 send: $(READY) ## Check a shop's own records against the contracts and send them (FILE=orders.jsonl)
 	@test -n "$(FILE)" || { echo "error: name the file: make send FILE=orders.jsonl" >&2; exit 1; }

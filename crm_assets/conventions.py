@@ -40,6 +40,7 @@ class Group(StrEnum):
 
 KAFKA_KEY = dg.AssetKey(["infrastructure", "kafka"])
 POSTGRES_KEY = dg.AssetKey(["infrastructure", "postgres"])
+LAKE_STORE_KEY = dg.AssetKey(["infrastructure", "lake_store"])
 STREAM_KEY = dg.AssetKey(["stream", "driver"])
 BRONZE_KEY = dg.AssetKey(["lake", "bronze"])
 DEAD_LETTERS_KEY = dg.AssetKey(["lake", "dead_letters"])

@@ -1,7 +1,8 @@
 """Reading the lake without Spark: versions, row counts, which files a version added, and columns of given files.
 
-Belongs here: what the warehouse load, the audit, the asset metadata and the check against history read. Not here: any write
-(the stream's driver is the only writer of its tables), or what is made of the rows.
+Belongs here: what the warehouse load, the audit, the asset metadata and the check against history read, on a local disk and on an object
+store alike, and the small files beside the tables. Not here: any write to a table (the stream's driver is the only writer of its
+tables), or what is made of the rows.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from crm_resources.contracts import contracts
 from crm_resources.layout import BRONZE, DEAD_LETTERS, DUPLICATES, REPLAYS, SILVER, topic_name
+from crm_resources.object_store import ObjectStore, arrow_filesystem, storage_options
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -84,8 +86,8 @@ def open_table(settings: Settings, path: str) -> DeltaTable | None:
     """Table at a path below the lake's root, `None` while it does not exist."""
     from deltalake import DeltaTable
 
-    uri = settings.table_uri(path)
-    return DeltaTable(uri) if DeltaTable.is_deltatable(uri) else None
+    uri, options = settings.table_uri(path), storage_options(settings)
+    return DeltaTable(uri, storage_options=options) if DeltaTable.is_deltatable(uri, options) else None
 
 
 def table_version(settings: Settings, path: str) -> int | None:
@@ -344,19 +346,36 @@ def unquoted(path: str) -> str:
 
 def table_filesystem(settings: Settings, path: str) -> FileSystem:
     """File system whose root is the table's folder."""
-    from pyarrow.fs import LocalFileSystem, PyFileSystem, SubTreeFileSystem
+    from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-    uri = settings.table_uri(path)
-    if "://" not in uri:
-        return SubTreeFileSystem(str(Path(uri)), LocalFileSystem(use_mmap=True))
-    from deltalake.fs import DeltaStorageHandler
-
-    return PyFileSystem(DeltaStorageHandler(uri))
+    if settings.lake_on_object_store:
+        return arrow_filesystem(settings, path)
+    return SubTreeFileSystem(str(Path(settings.table_uri(path))), LocalFileSystem(use_mmap=True))
 
 
 def lake_filesystem(settings: Settings) -> FileSystem:
     """File system whose root is the lake's root: for the few small files beside the tables."""
     return table_filesystem(settings, "")
+
+
+def write_whole(settings: Settings, path: str, content: bytes) -> None:
+    """Write a small file below the lake's root so that a reader sees all of it or nothing.
+
+    On a local disk it is written beside and renamed; on an object store one PUT is whole already, and a renaming would be a copy.
+
+    Args:
+        settings: where the lake is.
+        path: path below the lake's root; its folder is made where there are folders.
+        content: the whole file.
+    """
+    if settings.lake_on_object_store:
+        ObjectStore(settings).put(path, content)
+        return
+    target = Path(settings.lake_root) / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f"{target.name}.tmp")
+    draft.write_bytes(content)
+    draft.replace(target)
 
 
 _RELOAD = "load this table anew from its first version (reset its bookmark), rows that are already there are skipped by their event_id"

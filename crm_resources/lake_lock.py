@@ -1,8 +1,9 @@
 """The lake's lock: at most one process writes the tables of a lake.
 
 Two processes that write one Delta table on a local disk lose commits without a word (each looks whether the next version
-exists, then renames its own over it). Belongs here: taking and giving back the lock. Not here: who needs it (the driver,
-catch-up and rebuild take it for as long as they run).
+exists, then renames its own over it); so do Spark's on an object store. Belongs here: what a lock is, which one fits a lake, and the one
+on a local disk. Not here: the one on an object store (`lake_lease`), or who needs it (the driver, catch-up, rebuild and backfill take it
+for as long as they run).
 """
 
 from __future__ import annotations
@@ -10,23 +11,30 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Protocol, Self
+from typing import IO, TYPE_CHECKING, Protocol, Self
+
+from crm_resources.settings import Settings
+
+if TYPE_CHECKING:
+    from crm_resources.object_store import ObjectStore
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds the lock: process id, what it does, and since when (ISO 8601, UTC)."""
+    """Who holds the lock: process id, what it does, since when (ISO 8601, UTC), and on which machine when that may be another one."""
 
     pid: int
     role: str
     since: str
+    host: str = ""
 
     def __str__(self) -> str:
-        return f"{self.role} (process {self.pid}, since {self.since})"
+        return f"{self.role} (process {self.pid}{f' on {self.host}' if self.host else ''}, since {self.since})"
 
 
 class LakeLocked(RuntimeError):
@@ -41,8 +49,25 @@ class LakeLocked(RuntimeError):
         )
 
 
+class LakeLockLost(RuntimeError):
+    """The lock can no longer be counted on, so nothing may be written; what is committed stays."""
+
+    def __init__(self, lake_root: str, why: str) -> None:
+        super().__init__(
+            f"the lock of the lake {lake_root} is lost: {why}. Nothing more is written; look whether the object store answers and whether "
+            "another stream runs, then start again"
+        )
+
+
 class LakeLock(Protocol):
-    """A lock on a lake, used as a context manager; entering raises `LakeLocked` at once when it is taken."""
+    """A lock on a lake, used as a context manager.
+
+    Entering raises `LakeLocked` when another process writes the lake, leaving `LakeLockLost` when the lock was lost meanwhile.
+    """
+
+    def check(self) -> None:
+        """Raise `LakeLockLost` unless the lock is held now; whoever writes asks before each commit."""
+        ...
 
     def __enter__(self) -> Self: ...
 
@@ -80,6 +105,9 @@ class LocalLakeLock:
         self._file = file
         return self
 
+    def check(self) -> None:
+        """Nothing to look at: the operating system takes this lock from nobody."""
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._file is not None:
             self._file.seek(0)
@@ -88,27 +116,36 @@ class LocalLakeLock:
             self._file = None
 
 
-def lake_lock(lake_root: str, role: str) -> LakeLock:
+def lake_lock(settings: Settings, role: str, on_lost: Callable[[LakeLockLost], None] | None = None) -> LakeLock:
     """The lock that fits where the lake lives.
 
     Args:
-        lake_root: folder of the lake, or the address of an object store.
+        settings: where that is.
         role: what the holder does, e.g. `stream`, `rebuild`.
+        on_lost: called once, from another thread, when the lock is lost; has to end whatever writes. Never called on a local disk.
 
     Raises:
-        NotImplementedError: an object store, which needs a lock made of conditional writes.
+        crm_resources.object_store.UnsafeStoreError: the object store does not keep two writers apart; nothing was written.
+        crm_resources.object_store.ObjectStoreError: the object store does not answer, or refuses.
     """
-    if "://" in lake_root:
-        raise NotImplementedError(
-            f"no writer lock for the lake {lake_root}: only lakes on a local disk can be written; "
-            "unset CRM_LAKE_URI or point it to a folder"
-        )
-    return LocalLakeLock(lake_root, role)
+    if not settings.lake_on_object_store:
+        return LocalLakeLock(settings.lake_root, role)
+    from crm_resources.lake_lease import LeaseLock
+    from crm_resources.object_store import demand_safe
+
+    store = _lock_store(settings)
+    # A lock made of conditional writes is worth as much as they are, and so are the commits of the tables.
+    demand_safe(store)
+    return LeaseLock(store, settings.lake_root, role, on_lost=on_lost)
 
 
-def lock_holder(lake_root: str) -> Holder | None:
-    """Who holds the lock of a lake on a local disk now, `None` when it is free. Takes nothing."""
-    path = Path(lake_root) / "_lock"
+def lock_holder(settings: Settings) -> Holder | None:
+    """Who holds the lock of the lake now, `None` when it is free. Takes nothing; on an object store it may wait for a sign of life."""
+    if settings.lake_on_object_store:
+        from crm_resources.lake_lease import lease_holder
+
+        return lease_holder(_lock_store(settings))
+    path = Path(settings.lake_root) / "_lock"
     if not path.exists():
         return None
     with path.open("r+") as file:
@@ -117,6 +154,13 @@ def lock_holder(lake_root: str) -> Holder | None:
         except BlockingIOError:
             return _parse(file.read()) or Holder(0, "unknown", "unknown")
         return None
+
+
+def _lock_store(settings: Settings) -> ObjectStore:
+    """One try and a short wait: a request that was tried twice may have won at its first try and be told that it lost."""
+    from crm_resources.object_store import ObjectStore
+
+    return ObjectStore(settings, attempts=1, timeout_seconds=3.0)
 
 
 def _parse(text: str) -> Holder | None:

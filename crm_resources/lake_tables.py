@@ -11,23 +11,29 @@ from typing import TYPE_CHECKING
 
 from crm_resources.contracts.derive_arrow import arrow_schema
 from crm_resources.layout import LakeTable
+from crm_resources.object_store import storage_options
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-RETENTION = "interval 30 days"
-"""How long the Delta logs and files that are no longer current are kept: a load may lag behind by that much."""
 
+def table_properties(table: LakeTable, history_days: int) -> dict[str, str]:
+    """The Delta properties of a table; pure.
 
-def table_properties(table: LakeTable) -> dict[str, str]:
-    """The Delta properties of a table; pure."""
+    Args:
+        table: its declaration.
+        history_days: how long log entries and files that are no longer current are kept.
+    """
+    retention = f"interval {history_days} days"
     return {
         "delta.dataSkippingStatsColumns": ",".join(table.statistics),
         "delta.checkpointInterval": str(table.checkpoint_interval),
-        "delta.logRetentionDuration": RETENTION,
-        "delta.deletedFileRetentionDuration": RETENTION,
+        "delta.logRetentionDuration": retention,
+        "delta.deletedFileRetentionDuration": retention,
+        # A writer would clean the log up by age alone, past the bookmark of a load; upkeep looks at the bookmarks first.
+        "delta.enableExpiredLogCleanup": "false",
     }
 
 
@@ -44,7 +50,7 @@ def table_schema(table: LakeTable) -> pa.Schema:
 
 
 def create_table(settings: Settings, table: LakeTable, path: str | None = None) -> DeltaTable:
-    """Make a table where it does not exist, and open it.
+    """Make a table where it does not exist, bring its properties to their declaration, and open it.
 
     Args:
         settings: where the lake is.
@@ -53,13 +59,20 @@ def create_table(settings: Settings, table: LakeTable, path: str | None = None) 
     """
     from deltalake import DeltaTable
 
-    return DeltaTable.create(
+    wanted = table_properties(table, settings.history_days)
+    made = DeltaTable.create(
         settings.table_uri(path or table.path),
         schema=table_schema(table),
         mode="ignore",
         partition_by=list(table.partition_by),
-        configuration=table_properties(table),
+        configuration=wanted,
+        storage_options=storage_options(settings),
     )
+    found = made.metadata().configuration
+    changed = {name: value for name, value in wanted.items() if found.get(name) != value}
+    if changed:
+        made.alter.set_table_properties(changed)
+    return made
 
 
 def append_rows(

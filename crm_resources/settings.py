@@ -1,22 +1,27 @@
 """The one settings object: `CRM_*` variables over what the local stack wrote down, over working defaults.
 
 Order of precedence: process environment, `.crm/<environment>/environment.env` (facts of a data set: time zone, as-of
-date), `.crm/stack.env` (ports the local stack took), defaults. Secrets are read from files under `.crm/secrets/` or from
-the environment, and never printed. Importing this module reads nothing.
+date), `.crm/<environment>/lake.env` (where its lake was put), `.crm/stack.env` (ports the local stack took),
+defaults. Secrets are read from files under `.crm/secrets/` or from the environment, and never printed. Importing this module reads nothing.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+SHORTEST_RETENTION_DAYS = 30
+"""What loads that lag behind and time travel are promised."""
 
 
 class Profile(StrEnum):
@@ -42,6 +47,29 @@ class Settings(BaseSettings):
     kafka_bootstrap: str = Field(default="127.0.0.1:19092", description="Kafka bootstrap servers.")
     lake_uri: str | None = Field(
         default=None, description="Root of the lake; a folder or `s3://bucket/prefix`. Default: `<home>/<env>/lake`."
+    )
+    s3_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/]+/?$",
+        description="Address of the object store the lake is on, e.g. `https://s3.example.com`. Default: AWS S3 of the region.",
+    )
+    s3_region: str = Field(default="us-east-1", description="Region of the bucket; stores other than AWS mostly take any.")
+    s3_access_key: SecretStr | None = Field(
+        default=None, description="Access key of the object store. Default: the folder of credentials, else AWS's own chain of credentials."
+    )
+    s3_secret_key: SecretStr | None = Field(default=None, description="Secret that belongs to the access key.")
+    s3_credentials_dir: Path | None = Field(
+        default=None, description="Folder with the files `access_key` and `secret_key`, instead of the two variables."
+    )
+    s3_path_style: bool = Field(
+        default=True, description="Whether the bucket stands in the path of an address (most stores) or in its host name."
+    )
+    s3_allow_http: bool = Field(
+        default=False,
+        description="Allow an object store without TLS that is not on this machine; keys and data can then be read on the way.",
+    )
+    minio_bin: Path | None = Field(
+        default=None, description="Program of MinIO for `LAKE=minio`. Default: the pinned release, built into `<home>/tools`."
     )
     warehouse_dsn: SecretStr | None = Field(
         default=None,
@@ -82,6 +110,15 @@ class Settings(BaseSettings):
     )
     driver_memory: str = Field(default="2g", pattern=r"^[0-9]+[mg]$", description="Heap of the Spark driver.")
     spark_cores: int = Field(default=2, ge=1, description="Cores the Spark driver uses.")
+    retention_days: int = Field(
+        default=SHORTEST_RETENTION_DAYS,
+        ge=SHORTEST_RETENTION_DAYS,
+        description="How long the lake keeps replaced files and its logs: the furthest a load may lag behind, and time travel reaches.",
+    )
+    max_lag_records: int = Field(default=500_000, ge=0, description="Records the stream may lag behind Kafka before its check fails.")
+    max_lag_seconds: float = Field(
+        default=120.0, gt=0, description="Age of the oldest record the stream has not placed before its check fails."
+    )
 
     redis_url: SecretStr | None = Field(
         default=None,
@@ -98,6 +135,27 @@ class Settings(BaseSettings):
             raise ValueError(msg) from error
         return value
 
+    @field_validator("lake_uri")
+    @classmethod
+    def _known_store(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#]*)?", value):
+            msg = f"CRM_LAKE_URI={value!r} is neither a folder nor s3://bucket/prefix"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _whole_credentials(self) -> Self:
+        if (self.s3_access_key is None) != (self.s3_secret_key is None):
+            missing = "CRM_S3_SECRET_KEY" if self.s3_secret_key is None else "CRM_S3_ACCESS_KEY"
+            msg = f"{missing} is missing; an access key and its secret are given together"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def history_days(self) -> int:
+        """Days the lake keeps what left its tables: the retention and one more, for a load may be a day behind on the first of them."""
+        return self.retention_days + 1
+
     @property
     def environment_dir(self) -> Path:
         """What belongs to the data set: `<home>/<env>`."""
@@ -109,9 +167,17 @@ class Settings(BaseSettings):
         return (self.lake_uri or str(self.environment_dir / "lake")).rstrip("/")
 
     @property
+    def lake_on_object_store(self) -> bool:
+        """Whether the lake is on an object store; otherwise it is a folder."""
+        return self.lake_root.startswith("s3://")
+
+    @property
     def checkpoint_root(self) -> str:
-        """Where the stream's checkpoints live: beside the lake on local disk, below it on an object store."""
-        return f"{self.lake_root}/_checkpoints" if self.lake_uri else str(self.environment_dir / "checkpoints")
+        """Where the stream's checkpoints live: on the driver's own disk, wherever the lake is.
+
+        Spark writes them by renaming, which is a copy on an object store; a lost one is recovered from the tables.
+        """
+        return str(self.environment_dir / "checkpoints")
 
     @property
     def jars_root(self) -> Path:
@@ -132,6 +198,11 @@ class Settings(BaseSettings):
         """URI of a lake table given its path below the root."""
         return f"{self.lake_root}/{path}"
 
+    def spark_uri(self, path: str) -> str:
+        """URI of a lake table as Spark spells it: its file system for object stores is called `s3a`."""
+        uri = self.table_uri(path)
+        return f"s3a://{uri.removeprefix('s3://')}" if self.lake_on_object_store else uri
+
 
 def load_settings(environ: dict[str, str] | None = None) -> Settings:
     """Settings of this process, read anew at each call.
@@ -145,7 +216,7 @@ def load_settings(environ: dict[str, str] | None = None) -> Settings:
     variables = dict(os.environ if environ is None else environ)
     home = Path(variables.get("CRM_HOME") or REPOSITORY / ".crm").absolute()
     env = variables.get("CRM_ENV") or "demo"
-    files = (home / "stack.env", home / env / "environment.env")
+    files = (home / "stack.env", home / env / "lake.env", home / env / "environment.env")
     merged: dict[str, str] = {}
     for file in files:
         merged.update(_read_env_file(file))

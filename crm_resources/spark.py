@@ -6,8 +6,12 @@ Belongs here: making and ending the session. Not here: what is computed with it 
 from __future__ import annotations
 
 import logging
+import os
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crm_resources.object_store import spark_options
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,7 +21,8 @@ LOG = logging.getLogger(__name__)
 
 UNIQUE_COLUMNS = ("kafka_offset", "kafka_timestamp", "value")
 
-REQUIRED_JARS = ("delta-spark", "delta-storage", "spark-sql-kafka", "kafka-clients")
+REQUIRED_JARS = {"spark": ("delta-spark", "delta-storage", "spark-sql-kafka", "kafka-clients"), "s3a": ("hadoop-aws", "s3-2", "auth-2")}
+"""Libraries by folder that are looked for at the start; the folder `s3a` only for a lake on an object store."""
 
 
 class SparkJarsMissing(RuntimeError):
@@ -28,15 +33,9 @@ def spark_conf(settings: Settings, app_name: str) -> dict[str, str]:
     """Every Spark setting the product sets, as plain text; pure but for looking which jars are there.
 
     Raises:
-        SparkJarsMissing: a library is absent from `<jars>/spark`.
+        SparkJarsMissing: a library is absent from `<jars>/spark` or `<jars>/s3a`.
     """
-    folder = settings.jars_root / "spark"
-    jars = sorted(folder.glob("*.jar")) if folder.is_dir() else []
-    missing = [name for name in REQUIRED_JARS if not any(j.name.startswith(name) for j in jars)]
-    if missing:
-        raise SparkJarsMissing(
-            f"{folder} lacks {', '.join(missing)}: fetch the Java libraries with `make setup`, or point CRM_JARS_DIR to them"
-        )
+    jars = [jar for group in REQUIRED_JARS if group != "s3a" or settings.lake_on_object_store for jar in _jars(settings.jars_root / group)]
     scratch = settings.environment_dir / "spark"
     return {
         "spark.app.name": app_name,
@@ -85,6 +84,38 @@ def spark_conf(settings: Settings, app_name: str) -> dict[str, str]:
     }
 
 
+def _jars(folder: Path) -> list[Path]:
+    """Libraries of a folder.
+
+    Raises:
+        SparkJarsMissing: one is absent.
+    """
+    jars = sorted(folder.glob("*.jar")) if folder.is_dir() else []
+    missing = [name for name in REQUIRED_JARS[folder.name] if not any(j.name.startswith(name) for j in jars)]
+    if missing:
+        raise SparkJarsMissing(
+            f"{folder} lacks {', '.join(missing)}: fetch the Java libraries with `make jars`, or point CRM_JARS_DIR to them"
+        )
+    return jars
+
+
+def use_object_store(spark: SparkSession, settings: Settings) -> None:
+    """Tell a session where the lake's object store is; nothing to tell for a lake on a local disk.
+
+    Set inside the Java process: the options of a session stand on its command line, where everybody on the machine can read them.
+
+    Args:
+        spark: a session that was made with the libraries for object stores.
+        settings: where the lake is.
+
+    Raises:
+        crm_resources.object_store.ObjectStoreError: the settings do not go together.
+    """
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    for name, value in spark_options(settings).items():
+        hadoop.set(name, value)
+
+
 def spark_session(settings: Settings, app_name: str) -> SparkSession:
     """Start the session of this process, or return the one that runs.
 
@@ -97,6 +128,7 @@ def spark_session(settings: Settings, app_name: str) -> SparkSession:
 
     Raises:
         SparkJarsMissing: a library is absent.
+        crm_resources.object_store.ObjectStoreError: the settings of the lake's object store do not go together.
     """
     from pyspark import SparkConf, SparkContext
     from pyspark.java_gateway import launch_gateway
@@ -104,6 +136,7 @@ def spark_session(settings: Settings, app_name: str) -> SparkSession:
 
     active = SparkSession.getActiveSession()
     if active is not None:
+        use_object_store(active, settings)
         return active
     values = spark_conf(settings, app_name)
     (settings.environment_dir / "spark" / "local").mkdir(parents=True, exist_ok=True)
@@ -113,7 +146,9 @@ def spark_session(settings: Settings, app_name: str) -> SparkSession:
         gateway = launch_gateway(conf, popen_kwargs={"start_new_session": True})  # type: ignore[no-untyped-call] # pyspark leaves it untyped
     context = SparkContext.getOrCreate(conf) if gateway is None else SparkContext(gateway=gateway, conf=conf)
     context.setLogLevel("WARN")
-    return SparkSession(context)
+    session = SparkSession(context)
+    use_object_store(session, settings)
+    return session
 
 
 def java_pid() -> int | None:
@@ -122,6 +157,13 @@ def java_pid() -> int | None:
 
     process = getattr(SparkContext._gateway, "proc", None)
     return None if process is None else int(process.pid)
+
+
+def kill_java() -> None:
+    """End the Java process at once, in the middle of whatever it does. For when it must not write any more."""
+    pid = java_pid()
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
 
 
 def end_session(spark: SparkSession) -> None:

@@ -25,6 +25,9 @@ from crm_resources.settings import Settings
 SHARED_GROUP = "shared-services"
 """Supervisor group of the services all data sets share; no data set can bear this name."""
 
+OBJECT_STORE_GROUP = "object-store"
+"""Group of the object store, which may be wanted later than the rest: adding it to theirs would start them all again."""
+
 _LONGEST_SOCKET_PATH = 90
 """Bytes. The kernel takes 107; the supervisor appends its process id while it makes the socket."""
 
@@ -54,6 +57,7 @@ class Service(Enum):
 
     KAFKA = "kafka"
     POSTGRES = "postgres"
+    MINIO = "minio"
     CODE_SERVER = "code-server"
     WEBSERVER = "webserver"
     DAEMON = "daemon"
@@ -62,10 +66,12 @@ class Service(Enum):
     @property
     def is_shared(self) -> bool:
         """Whether one process serves all data sets."""
-        return self in {Service.KAFKA, Service.POSTGRES}
+        return self in {Service.KAFKA, Service.POSTGRES, Service.MINIO}
 
     def group(self, environment: str) -> str:
         """Supervisor group the program belongs to."""
+        if self is Service.MINIO:
+            return OBJECT_STORE_GROUP
         return SHARED_GROUP if self.is_shared else environment
 
     def address(self, environment: str) -> str:

@@ -110,10 +110,12 @@ def run_bronze_backfill(
 
     Raises:
         LakeLocked: the stream or another run writes this lake; nothing was added.
+        LakeLockLost: the lock on an object store could not be kept; what is committed stays.
+        ObjectStoreError: the object store cannot hold this lake, or does not answer.
         LedgerError: the disk refused the ledger; the rows it lacks are not in bronze.
     """
     begun = time.monotonic()
-    with lake_lock(settings.lake_root, "backfill"):
+    with lake_lock(settings, "backfill") as lock:
         bronze = create_table(settings, BRONZE)
         run = _Run(settings, options.run_id, bronze)
         run.settle()
@@ -124,6 +126,7 @@ def run_bronze_backfill(
         for made in _made(options, settings.env, days, workers, stop):
             waiting.append(made)
             if sum(d.bronze.num_rows for d in waiting) >= rows_per_commit or made.done.day == days[-1]:
+                lock.check()
                 run.commit(waiting)
                 outcome.rows += sum(d.bronze.num_rows for d in waiting)
                 outcome.days_added += len(waiting)

@@ -18,7 +18,9 @@ import pytest
 
 from crm_resources.settings import REPOSITORY, Settings, load_settings
 from deploy.local import jars
+from deploy.local import minio as minio_service
 from deploy.local.demo import marts_backlog, stream_backlog
+from deploy.local.lake_choice import LakeKind
 from deploy.local.stack import Stack
 
 ENVIRONMENT = "test"
@@ -62,6 +64,55 @@ def stack_services(_session_stack: Stack) -> Stack:
     """The session's Kafka and PostgreSQL, without Dagster; `stack_services.settings` knows their ports."""
     _session_stack.up(environment=False)
     return _session_stack
+
+
+@dataclass(frozen=True)
+class MinioServer:
+    """The session's MinIO; every data set may have its lake on it."""
+
+    endpoint: str
+    credentials_dir: Path
+
+    def variables(self, env: str) -> dict[str, str]:
+        """What a process is told whose lake is there."""
+        return {
+            "CRM_LAKE_URI": f"s3://{minio_service.BUCKET}/{env}",
+            "CRM_S3_ENDPOINT": self.endpoint,
+            "CRM_S3_CREDENTIALS_DIR": str(self.credentials_dir),
+        }
+
+    def lake_of(self, settings: Settings) -> Settings:
+        """Settings of a data set whose lake is there."""
+        place = {
+            "lake_uri": f"s3://{minio_service.BUCKET}/{settings.env}",
+            "s3_endpoint": self.endpoint,
+            "s3_credentials_dir": self.credentials_dir,
+        }
+        return settings.model_copy(update=place)
+
+
+@pytest.fixture(scope="session")
+def minio_program() -> Path:
+    """MinIO as the product builds it, into the checkout's own tools when `CRM_MINIO_BIN` names none."""
+    own = {key: os.environ[key] for key in ("CRM_MINIO_BIN",) if key in os.environ}
+    settings = load_settings({"CRM_HOME": str(REPOSITORY / ".crm"), **own})
+    try:
+        minio_service.ensure_program(settings)
+    except minio_service.GoMissingError as error:
+        pytest.skip(f"MINIO ABSENT: {error}")
+    return minio_service.program(settings)
+
+
+@pytest.fixture(scope="session")
+def minio(stack_services: Stack, stack_environ: dict[str, str], minio_program: Path) -> MinioServer:
+    """The session's MinIO, brought up beside its Kafka as `LAKE=minio make up` does for a data set."""
+    environ = {**stack_environ, "CRM_ENV": "on_minio", "CRM_MINIO_BIN": str(minio_program)}
+    stack = Stack(load_settings(environ), environ=environ, lake=LakeKind.MINIO)
+    stack.up(environment=False)
+    found = load_settings(environ)
+    assert found.s3_endpoint is not None
+    assert found.s3_credentials_dir is not None
+    return MinioServer(found.s3_endpoint, found.s3_credentials_dir)
 
 
 @pytest.fixture(scope="session")

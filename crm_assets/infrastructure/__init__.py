@@ -1,1 +1,1 @@
-"""What everything stands on: the broker and the database server, as assets whose materialization proves they answer."""
+"""What everything stands on: the broker, the database server and the lake's store; materializing one proves that it answers."""

@@ -12,10 +12,12 @@ hand are committed. Belongs here: the life of the process. Not here: what the qu
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -33,9 +35,10 @@ from crm_assets.streaming.source_offsets import SourceLost, TopicsMissing
 from crm_assets.streaming.tables import live
 from crm_resources.group_offsets import GroupOffsets, bronze_group, silver_group
 from crm_resources.kafka import KafkaUnavailableError
-from crm_resources.lake_lock import LakeLocked, lake_lock
+from crm_resources.lake_lock import LakeLocked, LakeLockLost, lake_lock
+from crm_resources.object_store import ObjectStoreError
 from crm_resources.settings import Settings, load_settings
-from crm_resources.spark import SparkJarsMissing, end_session, spark_session
+from crm_resources.spark import SparkJarsMissing, end_session, kill_java, spark_session
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -56,6 +59,9 @@ COMMIT_SECONDS = 5.0
 STOP_SECONDS = 120.0
 """How long a batch in hand may take to end after a stop was asked for; then the query is interrupted, which loses nothing."""
 
+EXIT_LOCK_LOST = 3
+"""Exit status when the lake's lock was lost; the supervisor starts the driver again, which then waits for the lock or is refused."""
+
 
 class Driver:
     """Both queries and what happens when one ends.
@@ -64,11 +70,15 @@ class Driver:
         settings: environment and limits.
         spark: session of this process.
         crash: where to die, for tests.
+        may_write: raises when the lake's lock is lost.
     """
 
-    def __init__(self, settings: Settings, spark: SparkSession, crash: CrashPoints | None = None) -> None:
+    def __init__(
+        self, settings: Settings, spark: SparkSession, crash: CrashPoints | None = None, may_write: Callable[[], None] = lambda: None
+    ) -> None:
         self._settings = settings
         self._spark = spark
+        self._may_write = may_write
         self._crash = crash or CrashPoints()
         self._stop = threading.Event()
         self._board = Board(settings)
@@ -104,7 +114,7 @@ class Driver:
                 group.close()
 
     def _run_queries(self) -> int:
-        step = IngestStep(self._settings, self._ledger, noted=self._noted, passing=self._crash.passing)
+        step = IngestStep(self._settings, self._ledger, noted=self._noted, passing=self._crash.passing, may_write=self._may_write)
         ingest = start_ingest(self._spark, self._settings, step)
         refine = self._start_refine()
         self._attendant.start()
@@ -139,7 +149,8 @@ class Driver:
             self._step.close(STOP_SECONDS)  # a request may still be writing its tables
         self._step = None
         try:
-            step = RefineStep(self._settings, live(self._settings), self._ledger, noted=self._noted, passing=self._crash.passing)
+            place, passing = live(self._settings), self._crash.passing
+            step = RefineStep(self._settings, place, self._ledger, noted=self._noted, passing=passing, may_write=self._may_write)
             query = start_refine(self._spark, self._settings, step)
         except Exception as error:
             # Whatever keeps refine from starting must not stop the capture.
@@ -220,6 +231,14 @@ def _reason(query: StreamingQuery) -> str:
     return "it ended without an error" if error is None else str(error)
 
 
+def end_at_once(lost: LakeLockLost) -> None:
+    """End both processes now: after the lock is lost nothing may be written, not even the rest of a batch."""
+    LOG.error("the driver ends at once: %s", lost)
+    kill_java()
+    logging.shutdown()
+    os._exit(EXIT_LOCK_LOST)
+
+
 def main() -> int:
     """Run the driver of the data set the environment names."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -230,10 +249,10 @@ def main() -> int:
         LOG.error("%s", error)  # noqa: TRY400 -- the message says all
         return 2
     try:
-        with lake_lock(settings.lake_root, "stream"):
-            finish_swap(settings)
+        with lake_lock(settings, "stream", end_at_once) as lock:
+            finish_swap(settings, lock.check)
             spark = spark_session(settings, f"crm-stream-{settings.env}")
-            driver = Driver(settings, spark, crash)
+            driver = Driver(settings, spark, crash, lock.check)
             signal.signal(signal.SIGTERM, driver.ask_to_stop)
             signal.signal(signal.SIGINT, driver.ask_to_stop)
             LOG.info("driver of %s started, lake %s", settings.env, settings.lake_root)
@@ -241,7 +260,7 @@ def main() -> int:
                 return driver.run()
             finally:
                 end_session(spark)
-    except (LakeLocked, SparkJarsMissing, TopicsMissing, SourceLost, KafkaUnavailableError, NotImplementedError) as error:
+    except (LakeLocked, SparkJarsMissing, TopicsMissing, SourceLost, KafkaUnavailableError, ObjectStoreError) as error:
         LOG.error("%s", error)  # noqa: TRY400 -- the message says all
         return 2
 

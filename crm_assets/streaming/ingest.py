@@ -43,6 +43,7 @@ class IngestStep:
         ledger: where batches are noted.
         noted: called with each batch when it is in bronze and in the ledger.
         passing: called at each crash point.
+        may_write: raises when the lake's lock is lost; asked before each commit.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class IngestStep:
         *,
         noted: Callable[[Batch], None] = lambda _batch: None,
         passing: Callable[[CrashPoint], None] = lambda _point: None,
+        may_write: Callable[[], None] = lambda: None,
     ) -> None:
         create_table(settings, BRONZE)
         self._settings = settings
         self._ledger = ledger or BatchLedger(settings)
         self._noted = noted
         self._passing = passing
+        self._may_write = may_write
         self.checkpoint = ingest_checkpoint(settings)
         self.generation = generation_of(self.checkpoint, tables_hold_rows=row_count(settings, BRONZE.path) > 0)
         self._settle()
@@ -75,12 +78,13 @@ class IngestStep:
         """
         started = time.monotonic()
         self._passing(CrashPoint.INGEST_BEFORE_COMMIT)
+        self._may_write()
         (
             batch.write.format("delta")
             .mode("append")
             .option("txnAppId", self.application)
             .option("txnVersion", str(batch_id))
-            .save(self._settings.table_uri(BRONZE.path))
+            .save(self._settings.spark_uri(BRONZE.path))
         )
         self._passing(CrashPoint.INGEST_AFTER_COMMIT)
         commit = self._commit_of(batch_id)

@@ -107,6 +107,7 @@ class RefineStep:
         ledger: where batches are noted.
         noted: called with each batch when its rows are in their tables and it is in the ledger.
         passing: called at each crash point.
+        may_write: raises when the lake's lock is lost; asked before each commit.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class RefineStep:
         *,
         noted: Callable[[Batch], None] = lambda _batch: None,
         passing: Callable[[CrashPoint], None] = lambda _point: None,
+        may_write: Callable[[], None] = lambda: None,
     ) -> None:
         create_refined(settings, place)
         self._settings = settings
@@ -126,6 +128,7 @@ class RefineStep:
         self._ledger = ledger or BatchLedger(settings)
         self._noted = noted
         self._passing = passing
+        self._may_write = may_write
         rows = sum(row_count(settings, place.path(t)) for t in refined_tables())
         bronze = table_version(settings, BRONZE.path)
         self.generation = generation_of(place.checkpoint, tables_hold_rows=rows > 0, bronze_version=-1 if bronze is None else bronze)
@@ -242,7 +245,7 @@ class RefineStep:
             raise BooksOpen(
                 f"bronze holds records of {', '.join(unknown)}, for which there is no contract; none of this batch is committed"
             )
-        reader = batch.sparkSession.read.schema(silver_type(BRONZE.columns)).option("basePath", self._settings.table_uri(BRONZE.path))
+        reader = batch.sparkSession.read.schema(silver_type(BRONZE.columns)).option("basePath", self._settings.spark_uri(BRONZE.path))
         return [(contract, reader.parquet(*by_topic[topic])) for topic, contract in topics.items() if topic in by_topic]
 
     def _place_entity(self, records: DataFrame, contract: Contract) -> Placed:
@@ -351,6 +354,7 @@ class RefineStep:
         before = int(state.delta.version())
         schema = table_schema(table).remove_metadata()
         content = pa.concat_tables([p.select(schema.names).cast(schema) for p in parts if p is not None])
+        self._may_write()
         append_rows(state.delta, content, application=application, version=number)
         commit = read_commit(self._settings, state.path, before + 1)
         if commit is None or commit.transactions.get(application) != number:
@@ -404,7 +408,7 @@ def _writer(spark: SparkSession, settings: Settings, step: RefineStep) -> DataSt
     )
     if step.resumption.starting_version is not None:
         source = source.option("startingVersion", str(step.resumption.starting_version))
-    rows = source.load(settings.table_uri(BRONZE.path))
+    rows = source.load(settings.spark_uri(BRONZE.path))
     return rows.writeStream.queryName(REFINE).option("checkpointLocation", str(step.place.checkpoint)).foreachBatch(step)
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from crm_resources.lake import lake_filesystem
+from crm_resources.lake import lake_filesystem, write_whole
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -77,9 +77,8 @@ def ask(settings: Settings, request: Request) -> None:
     files = lake_filesystem(settings)
     if _read(files, _request_file(request.id)) is not None:
         return
-    files.create_dir(FOLDER, recursive=True)
     stamped = {**asdict(request), "asked_at": request.asked_at or _now()}
-    _write(files, _request_file(request.id), stamped)
+    _write(settings, _request_file(request.id), stamped)
 
 
 def withdraw(settings: Settings, request_id: str) -> None:
@@ -103,7 +102,7 @@ def open_requests(settings: Settings) -> list[Request]:
 
 def answer(settings: Settings, request_id: str, given: Answer) -> None:
     """Answer a request; for the driver."""
-    _write(lake_filesystem(settings), _answer_file(request_id), asdict(given))
+    _write(settings, _answer_file(request_id), asdict(given))
 
 
 def answer_to(settings: Settings, request_id: str) -> Answer | None:
@@ -157,12 +156,8 @@ def _read(files: FileSystem, path: str) -> dict[str, Any] | None:
     return found
 
 
-def _write(files: FileSystem, path: str, content: dict[str, Any]) -> None:
-    """Write beside and rename where the store has no whole-object writes, so that a reader never sees half of it."""
-    draft = f"{path}.tmp"
-    with files.open_output_stream(draft) as stream:
-        stream.write(json.dumps(content, indent=1).encode() + b"\n")
-    files.move(draft, path)
+def _write(settings: Settings, path: str, content: dict[str, Any]) -> None:
+    write_whole(settings, path, json.dumps(content, indent=1).encode() + b"\n")
 
 
 def _now() -> str:

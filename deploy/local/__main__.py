@@ -26,6 +26,7 @@ from crm_resources.supervisor import ProcessState, Service
 from deploy.local import jars as jar_files
 from deploy.local import postgres, preflight
 from deploy.local.errors import StackError
+from deploy.local.lake_choice import LakeKind
 from deploy.local.ports import LOOPBACK
 from deploy.local.reporter import Reporter
 from deploy.local.stack import ServiceStatus, Stack, log_tail
@@ -45,12 +46,15 @@ _STATE_COLOURS = {ProcessState.RUNNING: "green", ProcessState.STARTING: "yellow"
 @app.command()
 def up(
     services_only: Annotated[bool, typer.Option("--services-only", help="Only Kafka and PostgreSQL, no Dagster.")] = False,
+    lake: Annotated[
+        LakeKind | None, typer.Option(help="What the data set's lake shall stand on; kept once it is chosen. Default: the local disk.")
+    ] = None,
 ) -> None:
     """Start everything that is not running, wait until it answers, and show where it is."""
     started = datetime.now(UTC)
     with _told():
         settings = load_settings()
-        stack = Stack(settings, Reporter(console))
+        stack = Stack(settings, Reporter(console), lake=lake)
         try:
             result = stack.up(environment=not services_only)
         except StackError:
@@ -62,6 +66,7 @@ def up(
             console.print(f"Dagster  [link={result.webserver}]{result.webserver}[/link]   data set [bold]{settings.env}[/bold]")
         console.print(f"Kafka    {result.kafka}")
         console.print(f"Postgres {result.postgres}   (`make psql`)")
+        console.print(f"Lake     {result.lake}")
         if result.started:
             console.print(f"[green]up[/green] in {(datetime.now(UTC) - started).total_seconds():.1f} s")
         else:
@@ -185,7 +190,8 @@ def jars(
             return
         settings = load_settings()
         with Reporter(console).jars() as progress:
-            fetched = jar_files.ensure(settings.jars_root, jar_files.read_lock(), progress=progress)
+            lock = jar_files.needed(jar_files.read_lock(), object_store=settings.lake_on_object_store)
+            fetched = jar_files.ensure(settings.jars_root, lock, progress=progress)
         console.print(f"{fetched} jars fetched into {settings.jars_root}" if fetched else f"All jars in {settings.jars_root} are whole.")
 
 
@@ -197,7 +203,7 @@ def doctor() -> None:
         findings = [
             preflight.check_java(),
             preflight.check_disk(settings.home),
-            preflight.check_jars(settings.jars_root, jar_files.read_lock()),
+            preflight.check_jars(settings.jars_root, jar_files.needed(jar_files.read_lock(), object_store=settings.lake_on_object_store)),
         ]
         for finding in findings:
             mark = "[red]✗[/red]" if finding.problem else "[green]✓[/green]"

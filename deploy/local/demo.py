@@ -28,6 +28,7 @@ from crm_resources.layout import SILVER
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import REPOSITORY, Settings, load_settings
 from deploy.local.errors import StackError
+from deploy.local.lake_choice import LakeKind
 from deploy.local.memory import PeakMemory
 from deploy.local.reporter import Reporter
 from deploy.local.stack import Stack, UpResult
@@ -64,6 +65,7 @@ class Steps:
 def demo(
     data: Annotated[Path | None, typer.Option(help="Replay this Online Retail file (csv or csv.gz) instead of a made-up shop.")] = None,
     speed: Annotated[str, typer.Option(help="Speed of the replay: `max`, or how many times as fast as it happened.")] = "max",
+    lake: Annotated[LakeKind | None, typer.Option(help="What the data set's lake shall stand on. Default: the local disk.")] = None,
     stop_at_end: Annotated[bool, typer.Option("--exit", help="Stop every service at the end; for scripts.")] = False,
 ) -> None:
     """Run the pipeline end to end: start the stack, send data, stream, load, build the marts, audit, and show the result."""
@@ -73,7 +75,7 @@ def demo(
     steps = Steps({"setup": round(time.time() - started.timestamp(), 1)})
     passed = False
     try:
-        passed = _run(started, steps, data, speed)
+        passed = _run(started, steps, data, speed, lake)
     except (StackError, StillWaitingError) as error:
         console.print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
     finally:
@@ -83,14 +85,14 @@ def demo(
     raise typer.Exit(0 if passed else 1)
 
 
-def _run(started: datetime, steps: Steps, data: Path | None, speed: str) -> bool:
+def _run(started: datetime, steps: Steps, data: Path | None, speed: str, lake_kind: LakeKind | None) -> bool:
     environment = load_settings().env
     if data is not None:
         # A wrong file is told before a minute is spent on starting services; a right one leaves the data set's facts.
         with steps.step("check", f"Checking {data.name}"):
             _tool("generator", "replay", str(data), "--env", environment, "--prepare-only")
     with steps.step("stack", "Starting Kafka, PostgreSQL and Dagster"):
-        up = Stack(load_settings(), Reporter(console)).up()
+        up = Stack(load_settings(), Reporter(console), lake=lake_kind).up()
     settings = load_settings()
     with PeakMemory(settings.home) as memory:
         with steps.step("stream", "Applying broker, topics and stream, as Dagster assets"):

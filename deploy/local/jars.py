@@ -33,10 +33,32 @@ LOCK_FILE = Path(__file__).with_name("jars.lock.json")
 
 @dataclass(frozen=True)
 class Root:
-    """What a group is resolved from when the lock is rewritten; `transitive` takes its dependencies along."""
+    """What a group is resolved from when the lock is rewritten.
+
+    Attributes:
+        coordinates: `organisation:module:revision`.
+        transitive: take its dependencies along.
+        excludes: patterns `organisation:module` of dependencies that stay out, `*` for anything.
+    """
 
     coordinates: str
     transitive: bool = False
+    excludes: tuple[str, ...] = ()
+
+
+# Spark ships these; the asynchronous HTTP client of netty is not used.
+_AWS_EXCLUDES = (
+    "io.netty:*",
+    "org.slf4j:*",
+    "commons-logging:*",
+    "commons-codec:*",
+    "org.apache.httpcomponents:*",
+    "software.amazon.awssdk:netty-nio-client",
+)
+
+
+def _aws(module: str) -> Root:
+    return Root(f"software.amazon.awssdk:{module}:2.35.4", transitive=True, excludes=_AWS_EXCLUDES)
 
 
 ROOTS: dict[str, tuple[Root, ...]] = {
@@ -57,7 +79,19 @@ ROOTS: dict[str, tuple[Root, ...]] = {
         Root("org.apache.kafka:kafka-clients:3.9.2"),
         Root("org.apache.commons:commons-pool2:2.13.1"),
     ),
+    # Hadoop's S3 file system with the parts of the AWS SDK it needs: 16 MB instead of the 641 MB of the SDK's bundle.
+    "s3a": (
+        Root("org.apache.hadoop:hadoop-aws:3.5.0"),
+        _aws("s3"),
+        _aws("s3-transfer-manager"),
+        _aws("apache-client"),
+        _aws("sts"),
+        Root("software.amazon.s3.analyticsaccelerator:analyticsaccelerator-s3:1.3.1"),
+    ),
 }
+
+OBJECT_STORE_GROUP = "s3a"
+"""Group that only a lake on an object store needs."""
 
 OFFLINE_NOTE = "check the network, or name a mirror with CRM_IVY_SETTINGS=<ivysettings.xml>, then `make up` again"
 
@@ -102,6 +136,16 @@ def read_lock(path: Path = LOCK_FILE) -> Lock:
         return {group: tuple(Jar(**entry) for entry in jars) for group, jars in content.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise StackError(f"{path} is not a readable list of jars ({error})", "restore it with `git checkout`") from error
+
+
+def needed(lock: Lock, *, object_store: bool) -> Lock:
+    """Groups a stack needs; pure.
+
+    Args:
+        lock: all groups.
+        object_store: whether a lake is on an object store.
+    """
+    return {group: jars for group, jars in lock.items() if object_store or group != OBJECT_STORE_GROUP}
 
 
 def state_of(jar: Jar, folder: Path) -> JarState:
@@ -254,13 +298,18 @@ def _ivy_xml(roots: Sequence[Root]) -> str:
         organisation, module, revision = map(quoteattr, root.coordinates.split(":"))
         lines.append(
             f'<dependency org={organisation} name={module} rev={revision} transitive="{str(root.transitive).lower()}" '
-            f'conf="default->{"default" if root.transitive else "master(default)"}"/>'
+            f'conf="default->{"default" if root.transitive else "master(default)"}">{_excluded(root.excludes)}</dependency>'
         )
     return (
         '<ivy-module version="2.0"><info organisation="crm" module="jars"/>'
         '<configurations><conf name="default"/></configurations>'
         f"<dependencies>{''.join(lines)}</dependencies></ivy-module>\n"
     )
+
+
+def _excluded(patterns: Sequence[str]) -> str:
+    pairs = (pattern.split(":") for pattern in patterns)
+    return "".join(f"<exclude org={quoteattr(organisation)} module={quoteattr(module)}/>" for organisation, module in pairs)
 
 
 def _ivy_jar() -> Path:

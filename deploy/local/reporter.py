@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -31,6 +31,14 @@ class Reporter:
             yield
         self.console.print(f"  [green]✓[/green] {text} [dim]({time.monotonic() - started:.1f} s)[/dim]")
 
+    @contextmanager
+    def long_step(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Like `step`, for one that takes minutes: what is called inside shows how far it has come."""
+        started = time.monotonic()
+        with self.console.status(f"{text} …") as status:
+            yield lambda detail: status.update(f"{text} … {detail}")
+        self.console.print(f"  [green]✓[/green] {text} [dim]({time.monotonic() - started:.1f} s)[/dim]")
+
     def note(self, text: str) -> None:
         """Tell something the reader should know although nothing is wrong."""
         self.console.print(f"  [yellow]![/yellow] {text}", soft_wrap=True)
@@ -41,7 +49,7 @@ class Reporter:
         columns = (TextColumn("    {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         progress = Progress(*columns, console=self.console, transient=True)
         tasks: dict[str, TaskID] = {}
-        # Both groups are fetched at the same time.
+        # All groups are fetched at the same time.
         turn = threading.Lock()
 
         def advance(group: str, done: int, total: int) -> None:

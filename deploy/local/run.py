@@ -16,9 +16,9 @@ from pathlib import Path
 
 from crm_resources.settings import REPOSITORY, Settings, load_settings
 from crm_resources.supervisor import Service, Start, record_start, starts
-from deploy.local import dagster, kafka, postgres, secret_files
+from deploy.local import dagster, kafka, minio, postgres, secret_files
 from deploy.local.errors import StackError
-from deploy.local.ports import Port, read_env
+from deploy.local.ports import Port, read_env, recorded
 
 RESTART_WINDOW_SECONDS = 600
 MOST_STARTS = 12
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         argv = _service_command(Service(name), settings) if name in {s.value for s in Service} else _tool_command(name, rest)
         environ = environment_of(settings)
+        if name == Service.MINIO.value:
+            environ |= minio.server_environment(settings)
     except StackError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -79,6 +81,8 @@ def command(service: Service, settings: Settings) -> list[str]:
             return kafka.server_command(settings)
         case Service.POSTGRES:
             return postgres.server_command(settings)
+        case Service.MINIO:
+            return minio.server_command(settings, recorded(minio.folder(settings) / "ports.env", [Port.MINIO])[Port.MINIO])
         case Service.CODE_SERVER:
             return dagster.code_server_command(ports[Port.CODE_SERVER])
         case Service.WEBSERVER:

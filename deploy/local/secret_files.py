@@ -34,8 +34,26 @@ def read(home: Path, name: str) -> str | None:
 
 def write(home: Path, name: str, value: str) -> None:
     """Keep a secret; nobody but the owner can read the file at any moment."""
-    path = folder(home) / name
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    write_in(folder(home), name, value)
+
+
+def ensure_in(folder_: Path, name: str, *, length: int = 24) -> None:
+    """Make a secret up in a folder of its own where it does not exist yet.
+
+    Args:
+        folder_: the folder, made with mode 0700 when absent.
+        name: file in it.
+        length: bytes of randomness.
+    """
+    if not (folder_ / name).exists():
+        write_in(folder_, name, secrets.token_urlsafe(length))
+
+
+def write_in(folder_: Path, name: str, value: str) -> None:
+    """Keep a secret in a folder of its own; nobody but the owner can read it at any moment."""
+    folder_.mkdir(parents=True, exist_ok=True)
+    folder_.chmod(0o700)
+    handle = os.open(folder_ / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w") as out:
         out.write(value + "\n")
 

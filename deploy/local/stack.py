@@ -17,9 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from crm_resources import object_store
 from crm_resources.settings import Settings
 from crm_resources.stream_launcher import SupervisedStream
 from crm_resources.supervisor import (
+    OBJECT_STORE_GROUP,
     SHARED_GROUP,
     ProcessInfo,
     ProcessState,
@@ -30,16 +32,18 @@ from crm_resources.supervisor import (
     socket_path,
     starts_file,
 )
-from deploy.local import dagster, jars, kafka, leftovers, ports, postgres, preflight, run, secret_files, supervisord
+from deploy.local import dagster, jars, kafka, lake_choice, leftovers, minio, ports, postgres, preflight, run, secret_files, supervisord
 from deploy.local.errors import StackError
+from deploy.local.lake_choice import LakeKind
 from deploy.local.ports import LOOPBACK, Choice, Port
 from deploy.local.reporter import Reporter
 from deploy.local.waiting import wait_for
 
-RESERVED = frozenset({"jars", "kafka", "logs", "postgres", "reports", "secrets", "supervisor", "tools"})
+RESERVED = frozenset({"jars", "kafka", "logs", "minio", "postgres", "reports", "secrets", "supervisor", "tools"})
 """Folders below the home that are not data sets."""
 
 SHARED_PORTS = (Port.KAFKA, Port.KAFKA_CONTROLLER, Port.POSTGRES)
+OBJECT_STORE_PORTS = (Port.MINIO,)
 ENVIRONMENT_PORTS = (Port.WEBSERVER, Port.CODE_SERVER)
 _ODD_CHARACTERS = frozenset("%\"';\n")
 """The supervisor's configuration cannot hold them in a path, at least not in every place."""
@@ -48,6 +52,7 @@ _LISTENERS = {
     Port.KAFKA: Service.KAFKA,
     Port.KAFKA_CONTROLLER: Service.KAFKA,
     Port.POSTGRES: Service.POSTGRES,
+    Port.MINIO: Service.MINIO,
     Port.WEBSERVER: Service.WEBSERVER,
     Port.CODE_SERVER: Service.CODE_SERVER,
 }
@@ -71,6 +76,10 @@ _OWN_VARIABLES = {
     "CRM_SUPERVISOR_SOCKET",
     run.MARK,
     *Port,
+    # Kept in files, where the processes find them; a variable would go on counting after the file has changed.
+    "CRM_LAKE_URI",
+    "CRM_MINIO_BIN",
+    *(f"CRM_{name.upper()}" for name in Settings.model_fields if name.startswith("s3_")),
 }
 
 
@@ -81,6 +90,7 @@ class UpResult:
     Attributes:
         kafka: bootstrap address.
         postgres: host, port and database, without any secret; None when only the server is there.
+        lake: root of the data set's lake.
         webserver: URL of the Dagster UI, None when no data set was asked for.
         started: services that were not running before; empty when there was nothing to do.
         moved: ports that had to give way to somebody else.
@@ -88,6 +98,7 @@ class UpResult:
 
     kafka: str
     postgres: str
+    lake: str
     webserver: str | None
     started: tuple[str, ...]
     moved: tuple[Choice, ...]
@@ -132,15 +143,23 @@ class Stack:
         reporter: told what happens.
         environ: variables that are handed on to the data set's processes; this process's own when omitted.
         java: the Java program.
+        lake: what the data set's lake shall stand on; what it stood on before when omitted, else the local disk.
     """
 
     def __init__(
-        self, settings: Settings, reporter: Reporter | None = None, *, environ: Mapping[str, str] | None = None, java: str = "java"
+        self,
+        settings: Settings,
+        reporter: Reporter | None = None,
+        *,
+        environ: Mapping[str, str] | None = None,
+        java: str = "java",
+        lake: LakeKind | None = None,
     ) -> None:
         self.settings = settings
         self._say = reporter or Reporter()
         self._environ = dict(os.environ if environ is None else environ)
         self._java = java
+        self._lake = lake
         self._supervisor = Supervisor(settings)
         self._started: list[str] = []
         self._moved: list[Choice] = []
@@ -171,8 +190,13 @@ class Stack:
         preflight.demand(preflight.check_java(self._java), preflight.check_disk(self.settings.home))
         self.settings.home.mkdir(parents=True, exist_ok=True)
         with self._alone():
-            self._fetch_jars()
+            kind = self._choose_lake()
+            self._fetch_jars(object_store=kind is not LakeKind.DISK)
+            if kind is LakeKind.MINIO:
+                self._build_minio()
             self._shared_up()
+            if kind is LakeKind.MINIO:
+                self._object_store_up()
             # What the shared services wrote down is part of the settings from here on.
             taken = {"kafka_bootstrap": kafka.bootstrap(self._numbers()[Port.KAFKA]), "postgres_port": self._numbers()[Port.POSTGRES]}
             self.settings = self.settings.model_copy(update=taken)
@@ -185,6 +209,7 @@ class Stack:
         return UpResult(
             kafka=kafka.bootstrap(self._numbers()[Port.KAFKA]),
             postgres=self._postgres_place(),
+            lake=self.settings.lake_root,
             webserver=self._webserver_url() if environment else None,
             started=tuple(self._started),
             moved=tuple(self._moved),
@@ -225,12 +250,65 @@ class Stack:
             processes = self._supervisor.processes()
         except SupervisorError:
             return []
-        return [self._status_of(info) for info in sorted(processes, key=lambda i: (i.group != SHARED_GROUP, i.group))]
+        first = (SHARED_GROUP, OBJECT_STORE_GROUP)
+        return [self._status_of(i) for i in sorted(processes, key=lambda i: (first.index(i.group) if i.group in first else 2, i.group))]
 
     # -- steps of up --------------------------------------------------------------------------------------------------
 
-    def _fetch_jars(self) -> None:
-        lock = jars.read_lock()
+    def _choose_lake(self) -> LakeKind:
+        """Settle where the lake is, and that it can be reached, before anything is touched; a lake on MinIO is reached later."""
+        minio_uri = f"s3://{minio.BUCKET}/{self.settings.env}"
+        choice = lake_choice.choose(
+            self.settings.env,
+            wish=self._lake,
+            uri=lake_choice.process_wish(self._environ),
+            recorded=lake_choice.read_choice(self.settings),
+            holds_local_data=lake_choice.holds_local_data(self.settings),
+            minio_uri=minio_uri,
+        )
+        self.settings = self.settings.model_copy(update={"lake_uri": choice.uri})
+        if choice.kind is LakeKind.S3:
+            try:
+                object_store.demand_safe(object_store.ObjectStore(self.settings, attempts=1))
+            except object_store.ObjectStoreError as error:
+                raise StackError(str(error)) from error
+        if choice.kind is LakeKind.S3 or (choice.kind is LakeKind.DISK and choice.uri is not None):
+            lake_choice.record(self.settings, choice.kind)
+        return choice.kind
+
+    def _build_minio(self) -> None:
+        if not minio.program(self.settings).is_file():
+            self._say.note("MinIO is built once, from its pinned source; that takes two to four minutes")
+        with self._say.long_step("making MinIO ready") as progress:
+            minio.ensure_program(self.settings, progress=progress)
+
+    def _object_store_up(self) -> None:
+        """Bring MinIO up with its bucket, and write down that the data set's lake is there."""
+        ports_file = minio.folder(self.settings) / "ports.env"
+        minio.prepare(self.settings)
+        number = self._take_ports(ports_file, OBJECT_STORE_PORTS)[Port.MINIO]
+        ports.write_env(ports_file, {Port.MINIO.value: str(number)}, "Port of MinIO; written by the local stack.")
+        environ = {"CRM_HOME": str(self.settings.home), "CRM_MINIO_BIN": str(minio.program(self.settings))}
+        supervisord.write_group(self.settings, OBJECT_STORE_GROUP, (Service.MINIO,), environ)
+        self._regroup(OBJECT_STORE_GROUP)
+        self._start_absent((Service.MINIO,))
+        self._await(Service.MINIO, lambda: minio.answers(number), "MinIO")
+        reached = {
+            "s3_endpoint": minio.endpoint(number),
+            "s3_credentials_dir": minio.credentials_dir(self.settings),
+            "s3_access_key": None,
+            "s3_secret_key": None,
+            "s3_path_style": True,
+        }
+        self.settings = self.settings.model_copy(update=reached)
+        try:
+            object_store.ObjectStore(self.settings).make_bucket()
+        except object_store.ObjectStoreError as error:
+            raise StackError(str(error), f"see {Service.MINIO.log_file(self.settings)}") from error
+        lake_choice.record(self.settings, LakeKind.MINIO)
+
+    def _fetch_jars(self, *, object_store: bool) -> None:
+        lock = jars.needed(jars.read_lock(), object_store=object_store)
         with self._say.jars() as progress:
             fetched = jars.ensure(self.settings.jars_root, lock, java=self._java, progress=progress)
         if fetched:
@@ -326,7 +404,7 @@ class Stack:
         """Have the supervisor take up a group that is new or has another configuration."""
         added, changed, _ = self._supervisor.reload()
         if group in changed:
-            stream_ran = group != SHARED_GROUP and self._is_up(Service.STREAM)
+            stream_ran = group == self.settings.env and self._is_up(Service.STREAM)
             self._say.note(f"the configuration of {group} has changed; its services start again")
             self._stop_group(group)
             self._supervisor.remove_group(group)
@@ -466,9 +544,8 @@ class Stack:
 
     def _status_of(self, info: ProcessInfo) -> ServiceStatus:
         service = Service(info.name)
-        settings = (
-            self.settings if info.group in (SHARED_GROUP, self.settings.env) else self.settings.model_copy(update={"env": info.group})
-        )
+        shared = (SHARED_GROUP, OBJECT_STORE_GROUP, self.settings.env)
+        settings = self.settings if info.group in shared else self.settings.model_copy(update={"env": info.group})
         file = starts_file(settings, service)
         up = info.state.is_up and info.started is not None
         return ServiceStatus(
@@ -499,6 +576,7 @@ class Stack:
         numbers = {
             Service.KAFKA: shared[Port.KAFKA],
             Service.POSTGRES: shared[Port.POSTGRES],
+            Service.MINIO: ports.recorded(minio.folder(settings) / "ports.env", OBJECT_STORE_PORTS)[Port.MINIO],
             Service.WEBSERVER: own[Port.WEBSERVER],
             Service.CODE_SERVER: own[Port.CODE_SERVER],
         }

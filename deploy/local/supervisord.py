@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crm_resources.settings import REPOSITORY, Settings
-from crm_resources.supervisor import SHARED_GROUP, Service, Supervisor, socket_path
+from crm_resources.supervisor import OBJECT_STORE_GROUP, SHARED_GROUP, Service, Supervisor, socket_path
 from deploy.local.errors import StackError
 from deploy.local.waiting import wait_for
 
@@ -56,6 +56,7 @@ PROGRAMS: dict[Service, Program] = {
         Program(Service.KAFKA, start_seconds=10, stop_seconds=60, autostart=True),
         # INT is PostgreSQL's fast shutdown: sessions are ended, nothing is lost. TERM would wait for Dagster's sessions.
         Program(Service.POSTGRES, start_seconds=3, stop_signal="INT", stop_seconds=60, autostart=True),
+        Program(Service.MINIO, start_seconds=3),
         # Runs are children of the code server and must not outlive it unseen.
         Program(Service.CODE_SERVER, stop_group=True),
         Program(Service.WEBSERVER),
@@ -122,10 +123,10 @@ def write_group(settings: Settings, group: str, services: Sequence[Service], env
     """
     for service in services:
         service.log_file(settings).parent.mkdir(parents=True, exist_ok=True)
-    priority = 1 if group == SHARED_GROUP else 100
+    priority = 1 if group in {SHARED_GROUP, OBJECT_STORE_GROUP} else 100
     text = "\n".join(_program(settings, group, PROGRAMS[service], environ) for service in services)
     names = ",".join(_section(group, service) for service in services)
-    # The supervisor stops groups one after the other, highest number first: Kafka and PostgreSQL are the last to go.
+    # The supervisor stops groups one after the other, highest number first: what holds data is the last to go.
     path = group_file(settings, group)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"[group:{group}]\nprograms={names}\npriority={priority}\n\n{text}")

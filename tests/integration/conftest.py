@@ -14,3 +14,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture
+def lake_kind(request: pytest.FixtureRequest) -> str:
+    """What the test's lake stands on, `disk` or `minio`; a test of both says `@on_both_lakes`."""
+    return str(getattr(request, "param", "disk"))

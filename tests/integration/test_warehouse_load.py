@@ -14,8 +14,10 @@ from crm_assets.warehouse.load import LoadError, load_all, load_entity, reset_en
 from crm_resources import warehouse
 from crm_resources.contracts import Contract, contract_for
 from crm_resources.layout import SILVER
+from crm_resources.object_store import storage_options
 from crm_resources.settings import Settings
 from deploy.local.stack import Stack
+from tests.integration.lakes import on_both_lakes
 from tests.oracle.lake_writer import append, event, order, silver_table, write
 from tests.oracle.refresh import data_set
 
@@ -24,10 +26,12 @@ ORDERS = contract_for("order")
 
 
 @pytest.fixture
-def prepared(stack_services: Stack, request: pytest.FixtureRequest) -> Settings:
+def prepared(stack_services: Stack, lake_kind: str, request: pytest.FixtureRequest) -> Settings:
     """A data set of this test's own, with an empty warehouse and an empty lake."""
     number = request.node.session.items.index(request.node)
     settings = data_set(stack_services.settings, f"load_{number}")
+    if lake_kind == "minio":
+        settings = request.getfixturevalue("minio").lake_of(settings)
     warehouse.prepare(settings)
     return settings
 
@@ -40,6 +44,7 @@ def rows(settings: Settings, table: str = "orders") -> int:
     return warehouse.count_rows(settings, "raw", table)
 
 
+@on_both_lakes
 def test_rows_lists_and_bookmark_arrive_together(prepared: Settings):
     append(prepared, [*some_orders(3), event("v", NOON)])
     results = {result.entity: result for result in load_all(prepared)}
@@ -51,6 +56,7 @@ def test_rows_lists_and_bookmark_arrive_together(prepared: Settings):
     assert warehouse.fetch_rows(prepared, sql) == [(1, "1.5000", 1), (-1, "0.2500", 2)]
 
 
+@on_both_lakes
 def test_only_what_was_added_since_the_bookmark_is_read(prepared: Settings):
     append(prepared, some_orders(3))
     load_entity(prepared, ORDERS)
@@ -71,11 +77,12 @@ def test_rows_that_are_there_already_are_skipped(prepared: Settings):
     assert rows(prepared) == 3
 
 
+@on_both_lakes
 def test_rewritten_files_are_no_new_rows(prepared: Settings):
     for _ in range(3):
         append(prepared, some_orders(1))
     load_entity(prepared, ORDERS)
-    table = DeltaTable(prepared.table_uri(SILVER["orders"].path))
+    table = DeltaTable(prepared.table_uri(SILVER["orders"].path), storage_options=storage_options(prepared))
     table.optimize.compact()
     assert load_entity(prepared, ORDERS).rows_read == 0
     assert warehouse.bookmarks(prepared)["orders"].version == 3

@@ -14,6 +14,7 @@ from deltalake import write_deltalake  # noqa: TID253 -- tests need not start fa
 from crm_resources.contracts import Contract, contract_for
 from crm_resources.contracts.derive_arrow import arrow_schema
 from crm_resources.layout import SILVER, silver_columns
+from crm_resources.object_store import storage_options
 from crm_resources.settings import Settings
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -126,4 +127,4 @@ def _nullable(kind: pa.DataType) -> pa.DataType:
 
 def write(settings: Settings, contract: Contract, table: pa.Table, mode: str = "append") -> None:
     """Commit a table to the entity's silver table."""
-    write_deltalake(settings.table_uri(SILVER[contract.plural].path), table, mode=mode)
+    write_deltalake(settings.table_uri(SILVER[contract.plural].path), table, mode=mode, storage_options=storage_options(settings))

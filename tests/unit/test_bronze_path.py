@@ -125,6 +125,6 @@ def test_a_crash_around_the_commit_leaves_ledger_and_bronze_alike(
 
 
 def test_a_lake_that_is_being_written_is_left_alone(settings: Settings) -> None:
-    with lake_lock(settings.lake_root, "stream"), pytest.raises(LakeLocked, match="stream"):
+    with lake_lock(settings, "stream"), pytest.raises(LakeLocked, match="stream"):
         run(settings)
     assert open_table(settings, BRONZE.path) is None

@@ -102,7 +102,7 @@ def test_too_little_disk_names_the_place_and_the_remedy(tmp_path: Path):
 def test_every_locked_jar_has_coordinates_a_name_and_a_checksum():
     lock = jars.read_lock()
 
-    assert set(lock) == set(jars.ROOTS) == {"kafka", "spark"}
+    assert set(lock) == set(jars.ROOTS) == {"kafka", "spark", "s3a"}
     for group in lock.values():
         assert len({jar.file for jar in group}) == len(group)
         for jar in group:

@@ -14,7 +14,7 @@ from crm_assets.streaming.refine import RefineStep, drain_refine
 from crm_assets.streaming.tables import live, refined_tables
 from crm_resources.contracts import contract_for
 from crm_resources.contracts.derive_spark import silver_type
-from crm_resources.lake import files_of, open_table, read_columns
+from crm_resources.lake import files_of, lake_filesystem, open_table, read_columns
 from crm_resources.lake_tables import create_table, table_schema
 from crm_resources.layout import BATCHES, BRONZE, REPLAYS, topic_name
 from crm_resources.settings import Settings
@@ -59,7 +59,7 @@ class Lake:
     def capture(self, captured: Sequence[Record]) -> None:
         """Append the records to bronze in one commit."""
         create_table(self.settings, BRONZE)
-        self.frame(captured).coalesce(1).write.format("delta").mode("append").save(self.settings.table_uri(BRONZE.path))
+        self.frame(captured).coalesce(1).write.format("delta").mode("append").save(self.settings.spark_uri(BRONZE.path))
 
     def refine(self) -> RefineStep:
         """Refine what bronze holds beyond the checkpoint; returns the step with its counts."""
@@ -70,6 +70,20 @@ class Lake:
         if error is not None:
             raise error
         return step
+
+    def files(self, path: str) -> list[str]:
+        """Files of a folder below the lake's root, or the file itself."""
+        from pyarrow.fs import FileSelector, FileType
+
+        filesystem = lake_filesystem(self.settings)
+        if filesystem.get_file_info(path).type == FileType.File:
+            return [path]
+        found = filesystem.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
+        return [f.path for f in found if f.type == FileType.File]
+
+    def remove(self, path: str) -> None:
+        """Delete a folder below the lake's root."""
+        lake_filesystem(self.settings).delete_dir(path)
 
     def rows(self, table: str, *columns: str) -> list[dict[str, Any]]:
         """Columns of a refined table, in no order."""

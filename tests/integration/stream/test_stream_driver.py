@@ -31,7 +31,10 @@ from crm_resources.kafka import consumer, ensure, offsets, producer
 from crm_resources.lake import files_of, open_table, read_columns, row_count
 from crm_resources.lake_lock import LakeLocked
 from crm_resources.layout import BATCHES, BRONZE, topic_name
+from crm_resources.object_store import ObjectStore
 from crm_resources.settings import Settings, load_settings
+from crm_resources.spark import use_object_store
+from tests.integration.lakes import on_both_lakes
 from tests.integration.stream.messages import good_message
 
 if TYPE_CHECKING:
@@ -143,8 +146,12 @@ def noted_ranges(settings: Settings) -> dict[tuple[str, int], tuple[int, int]]:
 
 
 @pytest.fixture
-def driver(stack_services: object, stack_environ: dict[str, str]) -> Iterator[DriverProcess]:
-    found = DriverProcess({**stack_environ, "CRM_ENV": f"stream{next(NUMBERS)}"})
+def driver(
+    stack_services: object, stack_environ: dict[str, str], lake_kind: str, request: pytest.FixtureRequest
+) -> Iterator[DriverProcess]:
+    env = f"stream{next(NUMBERS)}"
+    place = request.getfixturevalue("minio").variables(env) if lake_kind == "minio" else {}
+    found = DriverProcess({**stack_environ, **place, "CRM_ENV": env})
     ensure(found.settings)
     yield found
     found.end()
@@ -177,7 +184,7 @@ def never() -> StreamProgress:
     raise AssertionError("the driver has not reported")
 
 
-@pytest.mark.parametrize("checkpoint", ["kept", "lost"])
+@pytest.mark.parametrize(("lake_kind", "checkpoint"), [("disk", "kept"), ("disk", "lost"), ("minio", "lost")], indirect=["lake_kind"])
 def test_killed_driver_leaves_no_java_and_goes_on_where_it_was(driver: DriverProcess, checkpoint: str) -> None:
     driver.start()
     java = driver.java()
@@ -228,8 +235,10 @@ def content(settings: Settings) -> dict[str, list[str]]:
     return found
 
 
+@on_both_lakes
 def test_catch_up_gives_the_tables_the_stream_gives(driver: DriverProcess, spark: SparkSession) -> None:
     settings = driver.settings
+    use_object_store(spark, settings)
     send(settings, 200, seed=5)
     send(settings, 50, seed=5)
 
@@ -238,8 +247,11 @@ def test_catch_up_gives_the_tables_the_stream_gives(driver: DriverProcess, spark
     assert done.ingested == done.refined.read == 250
     assert run_both_steps(spark, settings).refined.read == 0
     in_batch = content(settings)
-    for folder in (settings.lake_root, settings.checkpoint_root):
-        Path(folder).rename(f"{folder}-batch")
+    if settings.lake_on_object_store:
+        ObjectStore(settings).delete_folder("")
+    else:
+        Path(settings.lake_root).rename(f"{settings.lake_root}-batch")
+    Path(settings.checkpoint_root).rename(f"{settings.checkpoint_root}-batch")
     driver.start()
     wait_until(lambda: driver.placed() == 250, "250 records have a place")
     assert content(settings) == in_batch

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from pathlib import Path
+import pytest
 
 from crm_assets.streaming import rebuild as subject
 from crm_assets.streaming.rebuild import finish_swap, rebuild
 from crm_resources.lake import table_id
+from tests.integration.lakes import on_both_lakes
 from tests.integration.stream.lake_fixtures import Lake, records
-from tests.integration.stream.test_stream_refine import messages, mixed
+from tests.integration.stream.test_stream_refine import Crash, messages, mixed
 
 
 def test_a_rebuild_equals_what_the_stream_wrote(lake: Lake) -> None:
@@ -24,15 +23,16 @@ def test_a_rebuild_equals_what_the_stream_wrote(lake: Lake) -> None:
 
     assert result.equal, result.comparisons
     assert result.replaced is None
-    assert not list((Path(lake.settings.lake_root) / "_rebuild").glob("2*"))
+    assert lake.files("_rebuild") == []
 
 
+@on_both_lakes
 def test_the_stream_goes_on_behind_a_rebuild(lake: Lake) -> None:
     captured = mixed(count=30)
     lake.capture(captured)
     lake.refine()
     before = table_id(lake.settings, "silver/events")
-    shutil.rmtree(Path(lake.settings.table_uri("silver/orders")))
+    lake.remove("silver/orders")
 
     result = rebuild(lake.spark, lake.settings)
 
@@ -51,23 +51,29 @@ def test_the_stream_goes_on_behind_a_rebuild(lake: Lake) -> None:
     assert lake.places() == lake.coordinates([*captured, *late])
 
 
+@on_both_lakes
 def test_an_interrupted_swap_is_finished_later(lake: Lake, monkeypatch) -> None:
     captured = mixed(count=30)
     lake.capture(captured)
     lake.refine()
-    monkeypatch.setattr(subject, "finish_swap", lambda _settings: None)
-    rebuild(lake.spark, lake.settings)
-    journal = Path(lake.settings.lake_root) / "_rebuild" / "swap.json"
-    moves = json.loads(journal.read_text())
-    for source, target in moves[:5]:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        Path(source).rename(target)
+    moves = iter(range(5))
+    real = subject._move
+
+    def crash(*arguments: object) -> None:
+        if next(moves, None) is None:
+            raise Crash
+        real(*arguments)
+
+    monkeypatch.setattr(subject, "_move", crash)
+    with pytest.raises(Crash):
+        rebuild(lake.spark, lake.settings)
+    assert lake.files("_rebuild/swap.json")
 
     monkeypatch.undo()
     compared = rebuild(lake.spark, lake.settings, swap=False)  # whoever has the lock next finishes the swap before anything else
     finish_swap(lake.settings)
 
-    assert not journal.exists()
+    assert lake.files("_rebuild/swap.json") == []
     assert all(c.equal for c in compared.comparisons)
     assert lake.places() == lake.coordinates(captured)
     assert lake.refine().total.read == 0

@@ -16,6 +16,7 @@ from crm_assets.streaming.tables import live
 from crm_resources.contracts import Reason
 from crm_resources.lake import table_version
 from crm_resources.layout import BATCHES, SILVER
+from tests.integration.lakes import on_both_lakes
 from tests.integration.stream.lake_fixtures import Lake, Record, records
 from tests.integration.stream.messages import ARRIVED, Message, good_message, spoil
 
@@ -87,6 +88,7 @@ def test_duplicates_are_dropped_at_any_age(lake: Lake) -> None:
     assert len(ids) == len(set(ids)) == 43
 
 
+@on_both_lakes
 def test_every_record_has_exactly_one_place(lake: Lake) -> None:
     captured = mixed()
     lake.capture(captured)
@@ -98,6 +100,7 @@ def test_every_record_has_exactly_one_place(lake: Lake) -> None:
     assert lake.places() == lake.coordinates(captured)
 
 
+@on_both_lakes
 def test_a_batch_run_again_changes_nothing(lake: Lake) -> None:
     captured = mixed(count=40)
     place = live(lake.settings)
@@ -137,6 +140,7 @@ def test_a_crash_anywhere_in_a_batch_loses_and_doubles_nothing(lake: Lake, point
     assert sum(b["rows_in"] for b in lake.batches()) == len(captured)
 
 
+@on_both_lakes
 def test_a_lost_checkpoint_goes_on_where_the_ledger_says(lake: Lake) -> None:
     captured = mixed(count=40)
     lake.capture(captured)
