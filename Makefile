@@ -16,7 +16,8 @@ export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit test test-unit test-integration lint contracts \
-	dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill judge-population bench-generator bench-rates validate
+	dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream faults-stream \
+	judge-population bench-generator bench-rates validate
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -117,6 +118,12 @@ bench-audit: $(READY) ## Measure the audit's time and memory on tables made for 
 
 bench-drain: $(READY) ## Measure the way from Kafka to silver (takes a while)
 	@$(PY) -m tests.benchmarks.bench_drain $(ARGS)
+
+bench-stream: $(READY) ## Measure latency at held rates, and the largest rate the stream sustains (ARGS="--seconds 20 --rates 50")
+	@$(PY) -m tests.benchmarks.bench_stream $(ARGS)
+
+faults-stream: $(READY) ## Throw faults at the stream; the audit judges, and each control must fail (ARGS="--only F9 --kills 3")
+	@$(PY) -m tests.faults $(ARGS)
 
 bench-backfill: $(READY) ## Measure a year's way into bronze without Kafka, and on to silver
 	@$(PY) -m tests.benchmarks.bench_backfill $(ARGS)

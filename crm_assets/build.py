@@ -13,6 +13,8 @@ import dagster as dg
 from crm_assets.infrastructure import assets as infrastructure
 from crm_assets.ingestion import topics
 from crm_assets.lakehouse import assets as lakehouse
+from crm_assets.lakehouse import health as lake_health
+from crm_assets.lakehouse import upkeep as lake_upkeep
 from crm_assets.monitoring import checks, refresh, upkeep
 from crm_assets.streaming import assets as streaming
 from crm_assets.streaming import replay_job
@@ -45,20 +47,23 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
             *topics.assets,
             *streaming.assets,
             *lakehouse.assets,
+            *lake_upkeep.assets,
             warehouse.load_raw,
             *warehouse.dbt_assets_definition(),
         ],
-        asset_checks=checks.asset_checks,
+        asset_checks=[*checks.asset_checks, *streaming.asset_checks, *lake_health.asset_checks],
         jobs=[
             warehouse.refresh_job,
             time_travel_job,
             checks.audit_job,
             *streaming.jobs,
             replay_job.replay_dead_letters,
+            *lake_upkeep.jobs,
+            lake_health.lake_health_job,
             upkeep.purge_runs,
         ],
         sensors=[*topics.sensors, *streaming.sensors, *lakehouse.sensors, refresh.refresh_sensor],
-        schedules=[upkeep.purge_schedule, checks.audit_schedule],
+        schedules=[upkeep.purge_schedule, checks.audit_schedule, *lake_upkeep.schedules, lake_health.lake_health_schedule],
         resources={**resources, **(overrides or {})},
         # A process per step costs some ten seconds on two cores and brings nothing on one machine.
         executor=dg.in_process_executor,

@@ -8,6 +8,7 @@ who sends it (`generator`). `plan` is pure; everything else talks to one cluster
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -358,6 +359,157 @@ def offsets(settings: Settings, topic: str, *, wait_seconds: float = 20) -> dict
         found.append({tp.partition: int(_result(future, f"read the offsets of {topic}").offset) for tp, future in futures.items()})
     low, high = found
     return {p: (low[p], high[p]) for p in partitions}
+
+
+@dataclass(frozen=True)
+class PartitionLag:
+    """How far a consumer group is behind in one partition.
+
+    `records` between its committed offset and the partition's end; `seconds` is the age of the first of them, 0 when there is none.
+    `lost` counts records that were removed by retention before the group had them.
+    """
+
+    topic: str
+    partition: int
+    records: int
+    seconds: float
+    lost: int = 0
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far a consumer group is behind."""
+
+    group: str
+    partitions: tuple[PartitionLag, ...]
+
+    @property
+    def records(self) -> int:
+        """Records of all partitions that wait."""
+        return sum(p.records for p in self.partitions)
+
+    @property
+    def seconds(self) -> float:
+        """Age of the oldest record that waits."""
+        return max((p.seconds for p in self.partitions), default=0.0)
+
+    @property
+    def lost(self) -> int:
+        """Records that retention removed before the group had them."""
+        return sum(p.lost for p in self.partitions)
+
+
+Partition = tuple[str, int]
+"""Topic and partition."""
+
+
+def lag_of(
+    group: str,
+    ends: Mapping[Partition, tuple[int, int]],
+    committed: Mapping[Partition, int],
+    waiting_since: Mapping[Partition, float],
+    now: float,
+) -> Lag:
+    """Lag of a group from offsets and times; pure.
+
+    Args:
+        group: its name.
+        ends: first and next offset of each partition.
+        committed: offset the group reads next, by partition; a partition without one has not been read at all.
+        waiting_since: time of the first record behind that offset, in seconds since 1970, of partitions that have one.
+        now: current time in seconds since 1970.
+    """
+    found = []
+    for (topic, partition), (low, high) in sorted(ends.items()):
+        position = committed.get((topic, partition), low)
+        since = waiting_since.get((topic, partition))
+        records = high - _first_waiting(position, low, high)
+        seconds = max(0.0, now - since) if records and since is not None else 0.0
+        found.append(PartitionLag(topic, partition, records, seconds, max(0, low - position)))
+    return Lag(group, tuple(found))
+
+
+def _first_waiting(position: int, low: int, high: int) -> int:
+    """Offset of the first record a group has not read; the end where there is none."""
+    # The offsets of a topic that was made anew end before the committed one: nothing of it has been read.
+    return low if position > high else max(position, low)
+
+
+def group_lag(settings: Settings, group: str, *, now: float | None = None, wait_seconds: float = 20) -> Lag:
+    """Measure how far a group is behind in the data set's topics, by asking the brokers only.
+
+    Of each partition with records that wait, the first of them is read for its time.
+
+    Args:
+        settings: where Kafka is.
+        group: a consumer group, with or without members.
+        now: current time in seconds since 1970.
+        wait_seconds: how long an unreachable broker is tried again.
+
+    Raises:
+        KafkaUnavailableError: no broker answered.
+        TopicError: a topic is absent.
+    """
+    ends: dict[Partition, tuple[int, int]] = {}
+    for spec in topic_specs(settings):
+        ends |= {(spec.name, p): o for p, o in offsets(settings, spec.name, wait_seconds=wait_seconds).items()}
+    committed = committed_offsets(settings, group, ends)
+    firsts = {p: _first_waiting(committed.get(p, low), low, high) for p, (low, high) in ends.items()}
+    times = _record_times(settings, {p: first for p, first in firsts.items() if first < ends[p][1]})
+    return lag_of(group, ends, committed, times, time.time() if now is None else now)
+
+
+def committed_offsets(settings: Settings, group: str, partitions: Iterable[Partition]) -> dict[Partition, int]:
+    """Offsets a group has committed; partitions without one are left out.
+
+    Raises:
+        KafkaUnavailableError: no broker answered.
+    """
+    from confluent_kafka import KafkaException, TopicPartition
+
+    client = consumer(settings, group)
+    try:
+        found = client.committed([TopicPartition(t, p) for t, p in partitions], timeout=20)
+    except KafkaException as error:
+        raise KafkaUnavailableError(
+            f"Kafka at {settings.kafka_bootstrap} did not tell the offsets of group {group} ({error.args[0].str()}). "
+            "Is the stack up (`make status`, `make up`)?"
+        ) from error
+    finally:
+        client.close()
+    return {(tp.topic, tp.partition): int(tp.offset) for tp in found if tp.offset >= 0}
+
+
+def _record_times(settings: Settings, positions: Mapping[Partition, int], seconds: float = 10) -> dict[Partition, float]:
+    """Time of the record at each position, in seconds since 1970.
+
+    Raises:
+        KafkaUnavailableError: the brokers did not give one in time.
+    """
+    from confluent_kafka import TopicPartition
+
+    if not positions:
+        return {}
+    client = consumer(settings, f"crm-{settings.env}-lag", {"fetch.message.max.bytes": 16 * 1024, "queued.min.messages": 1})
+    times: dict[Partition, float] = {}
+    try:
+        client.assign([TopicPartition(t, p, offset) for (t, p), offset in positions.items()])
+        deadline = time.monotonic() + seconds
+        while len(times) < len(positions) and time.monotonic() < deadline:
+            message = client.poll(0.5)
+            if message is None or message.error() is not None:
+                continue
+            key = (str(message.topic()), int(message.partition() or 0))
+            if key not in times:
+                times[key] = message.timestamp()[1] / 1000
+                client.pause([TopicPartition(*key)])
+    finally:
+        client.close()
+    silent = sorted(set(positions) - set(times))
+    if silent:
+        told = ", ".join(f"{topic}[{partition}] at offset {positions[topic, partition]}" for topic, partition in silent)
+        raise KafkaUnavailableError(f"Kafka at {settings.kafka_bootstrap} did not give the record of {told} within {seconds:.0f} s")
+    return times
 
 
 def require_topics(settings: Settings, plurals: Iterable[str], *, wait_seconds: float = 20) -> None:

@@ -74,12 +74,17 @@ class FileChanges:
 
 @dataclass(frozen=True)
 class Commit:
-    """What one entry of a Delta log says, as far as the product reads it."""
+    """What one entry of a Delta log says, as far as the product reads it.
+
+    `operation` is the writer's own word for it; `restored_version` is set where it made the table what an earlier version was.
+    """
 
     version: int
     added: tuple[DataFile, ...]
     removed: tuple[str, ...]
     transactions: dict[str, int]
+    operation: str = ""
+    restored_version: int | None = None
 
 
 def open_table(settings: Settings, path: str) -> DeltaTable | None:
@@ -144,6 +149,7 @@ def parse_commit(version: int, text: str) -> Commit:
     added: list[DataFile] = []
     removed: list[str] = []
     transactions: dict[str, int] = {}
+    info: dict[str, Any] = {}
     for line in text.splitlines():
         action = json.loads(line) if line.strip() else {}
         if (add := action.get("add")) and add.get("dataChange", True):
@@ -152,7 +158,10 @@ def parse_commit(version: int, text: str) -> Commit:
             removed.append(str(remove["path"]))
         elif txn := action.get("txn"):
             transactions[txn["appId"]] = int(txn["version"])
-    return Commit(version, tuple(added), tuple(removed), transactions)
+        info = action.get("commitInfo") or info
+    operation = str(info.get("operation", ""))
+    restored = (info.get("operationParameters") or {}).get("version") if operation == "RESTORE" else None
+    return Commit(version, tuple(added), tuple(removed), transactions, operation, None if restored is None else int(restored))
 
 
 def added_files(
@@ -225,6 +234,8 @@ def _load_as_version(settings: Settings, path: str, table: DeltaTable, version: 
 def read_columns(settings: Settings, path: str, files: Iterable[DataFile], columns: Sequence[str]) -> pa.Table:
     """Columns of the given files as one Arrow table; partition columns come from the files' partition values, as strings.
 
+    A column that a file lacks, because the table gained it later, is null.
+
     Args:
         settings: where the lake is.
         path: table below the lake's root.
@@ -242,6 +253,8 @@ def read_columns(settings: Settings, path: str, files: Iterable[DataFile], colum
         for name in columns:
             if name in file.partition:
                 part = part.append_column(name, pa.array([file.partition[name]] * part.num_rows, pa.string()))
+            elif name not in part.schema.names:
+                part = part.append_column(name, pa.nulls(part.num_rows))
         chunks.append(part.select(list(columns)))
     if not chunks:
         return pa.table({name: pa.array([], pa.null()) for name in columns})

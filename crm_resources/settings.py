@@ -20,6 +20,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+SHORTEST_RETENTION_DAYS = 30
+"""What loads that lag behind and time travel are promised."""
+
 
 class Profile(StrEnum):
     """Which parts the platform stands on."""
@@ -107,6 +110,15 @@ class Settings(BaseSettings):
     )
     driver_memory: str = Field(default="2g", pattern=r"^[0-9]+[mg]$", description="Heap of the Spark driver.")
     spark_cores: int = Field(default=2, ge=1, description="Cores the Spark driver uses.")
+    retention_days: int = Field(
+        default=SHORTEST_RETENTION_DAYS,
+        ge=SHORTEST_RETENTION_DAYS,
+        description="How long the lake keeps replaced files and its logs: the furthest a load may lag behind, and time travel reaches.",
+    )
+    max_lag_records: int = Field(default=500_000, ge=0, description="Records the stream may lag behind Kafka before its check fails.")
+    max_lag_seconds: float = Field(
+        default=120.0, gt=0, description="Age of the oldest record the stream has not placed before its check fails."
+    )
 
     redis_url: SecretStr | None = Field(
         default=None,
@@ -138,6 +150,11 @@ class Settings(BaseSettings):
             msg = f"{missing} is missing; an access key and its secret are given together"
             raise ValueError(msg)
         return self
+
+    @property
+    def history_days(self) -> int:
+        """Days the lake keeps what left its tables: the retention and one more, for a load may be a day behind on the first of them."""
+        return self.retention_days + 1
 
     @property
     def environment_dir(self) -> Path:

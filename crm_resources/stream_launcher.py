@@ -6,6 +6,9 @@ does (`crm_assets.streaming`), or how the supervisor is configured (`deploy.loca
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -26,6 +29,9 @@ class StreamState(StrEnum):
     RESTARTING = "restarting"
     FAILED = "failed"
 
+
+ALIVE = frozenset({StreamState.STARTING, StreamState.RUNNING, StreamState.RESTARTING})
+"""States in which there is a driver, or will be one in a moment."""
 
 _STATES = {
     ProcessState.STOPPED: StreamState.STOPPED,
@@ -65,11 +71,31 @@ class StreamError(RuntimeError):
 class StreamLauncher(Protocol):
     """Desired state of the stream: one driver, running until it is stopped on purpose."""
 
-    def apply(self) -> StreamStatus:
+    def apply(self, *, timeout_seconds: float = 30) -> StreamStatus:
         """Start the driver, or adopt the one that runs. Returns once a process exists.
 
         Raises:
-            StreamError: it could not be started.
+            StreamError: it could not be started in time.
+        """
+        ...
+
+    def verify(self, reports: Callable[[StreamStatus], bool], *, timeout_seconds: float) -> StreamStatus:
+        """Wait until the driver is seen to work.
+
+        Args:
+            reports: whether what the driver says of itself is what was waited for; what it raises is passed on.
+            timeout_seconds: longest wait. A driver that needs longer goes on.
+
+        Raises:
+            StreamError: it ended, or the time is over.
+        """
+        ...
+
+    def scale(self, cores: int) -> StreamStatus:
+        """Give the driver another number of cores.
+
+        Raises:
+            StreamError: it has that many, more than there are were asked for, or it could not be started with them.
         """
         ...
 
@@ -81,8 +107,11 @@ class StreamLauncher(Protocol):
         """
         ...
 
-    def stop(self) -> StreamStatus:
-        """Drain: the running batch is finished, then the driver ends. Returns when it is gone; nothing happens when none runs.
+    def stop(self, *, wait: bool = True) -> StreamStatus:
+        """Drain: the running batch is finished, then the driver ends. Nothing happens when none runs.
+
+        Args:
+            wait: whether to return only when it is gone.
 
         Raises:
             StreamError: it did not end in time.
@@ -95,14 +124,12 @@ class SupervisedStream:
 
     Args:
         settings: names the data set whose stream is meant.
-        start_seconds: how long `apply` waits for a process.
         drain_seconds: how long `stop` waits for its end; the supervisor kills the process before that.
     """
 
-    def __init__(self, settings: Settings, *, start_seconds: float = 30, drain_seconds: float = 150) -> None:
+    def __init__(self, settings: Settings, *, drain_seconds: float = 150) -> None:
         self._settings = settings
         self._supervisor = Supervisor(settings)
-        self._start_seconds = start_seconds
         self._drain_seconds = drain_seconds
 
     @property
@@ -110,22 +137,55 @@ class SupervisedStream:
         """Whether the stream was applied and not stopped since; such a stream comes back with `make up`."""
         return self._wanted_file.exists()
 
-    def apply(self) -> StreamStatus:
+    def apply(self, *, timeout_seconds: float = 30) -> StreamStatus:
         """Start the driver, or adopt the one that runs. Returns once a process exists.
 
         Raises:
             StreamError: the stack is down, or the process could not be started.
         """
+        deadline = time.monotonic() + timeout_seconds
         status = self.status()
         if status.state is StreamState.DRAINING:
-            status = self._wait({StreamState.STOPPED, StreamState.FAILED}, self._drain_seconds, "end its last batch")
+            status = self._wait({StreamState.STOPPED, StreamState.FAILED}, timeout_seconds, "end its last batch")
         self._wanted_file.parent.mkdir(parents=True, exist_ok=True)
         self._wanted_file.touch()
         if status.state in {StreamState.STOPPED, StreamState.FAILED}:
             # A fresh count: whoever applies has looked at what failed before.
             starts_file(self._settings, Service.STREAM).unlink(missing_ok=True)
             self._ask(Service.STREAM, start=True)
-        return self._wait({StreamState.STARTING, StreamState.RUNNING}, self._start_seconds, "start", hopeless={StreamState.FAILED})
+        left = max(1.0, deadline - time.monotonic())
+        return self._wait({StreamState.STARTING, StreamState.RUNNING}, left, "start", hopeless={StreamState.FAILED})
+
+    def verify(self, reports: Callable[[StreamStatus], bool], *, timeout_seconds: float) -> StreamStatus:
+        """Wait until the driver is seen to work.
+
+        Raises:
+            StreamError: it ended, or the time is over; a driver that needs longer goes on.
+        """
+        return self._wait(
+            set(ALIVE), timeout_seconds, "report that it works", hopeless={StreamState.STOPPED, StreamState.FAILED}, also=reports
+        )
+
+    def scale(self, cores: int) -> StreamStatus:
+        """Give the driver another number of cores: it is drained and started again, and stays so through `make down` and `make up`.
+
+        Raises:
+            StreamError: it has that many, the machine has fewer, or it could not be started with them.
+        """
+        there = os.cpu_count() or 1
+        if cores == self._settings.spark_cores:
+            raise StreamError(f"the stream of {self._settings.env} uses {cores} cores already; nothing is changed")
+        if not 1 <= cores <= there:
+            raise StreamError(f"the stream of {self._settings.env} cannot use {cores} cores, this machine has {there}")
+        if "CRM_SPARK_CORES" in os.environ:
+            raise StreamError(
+                "CRM_SPARK_CORES is set in the environment, which comes first; unset it, or change it there and run `make up`"
+            )
+        _set_fact(self._settings.environment_dir / "environment.env", "CRM_SPARK_CORES", str(cores))
+        if self.status().state in {StreamState.STOPPED, StreamState.FAILED}:
+            return self.status()
+        self.stop()
+        return self.apply()
 
     def status(self) -> StreamStatus:
         """What the driver is doing now.
@@ -148,8 +208,11 @@ class SupervisedStream:
             log=Service.STREAM.log_file(self._settings),
         )
 
-    def stop(self) -> StreamStatus:
-        """Drain: the running batch is finished, then the driver ends. Returns when it is gone; nothing happens when none runs.
+    def stop(self, *, wait: bool = True) -> StreamStatus:
+        """Drain: the running batch is finished, then the driver ends. Nothing happens when none runs.
+
+        Args:
+            wait: whether to return only when it is gone.
 
         Raises:
             StreamError: it did not end in time, or the supervisor does not answer.
@@ -158,6 +221,8 @@ class SupervisedStream:
         if self.status().state in {StreamState.STOPPED, StreamState.FAILED}:
             return self.status()
         self._ask(Service.STREAM, start=False)
+        if not wait:
+            return self.status()
         return self._wait({StreamState.STOPPED, StreamState.FAILED}, self._drain_seconds, "end its last batch")
 
     @property
@@ -174,12 +239,17 @@ class SupervisedStream:
             raise StreamError(str(error)) from error
 
     def _wait(
-        self, wanted: set[StreamState], seconds: float, what: str, hopeless: frozenset[StreamState] | set[StreamState] = frozenset()
+        self,
+        wanted: set[StreamState],
+        seconds: float,
+        what: str,
+        hopeless: frozenset[StreamState] | set[StreamState] = frozenset(),
+        also: Callable[[StreamStatus], bool] = lambda _status: True,
     ) -> StreamStatus:
         from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
         waiting = Retrying(
-            retry=retry_if_result(lambda status: status.state not in wanted | hopeless),
+            retry=retry_if_result(lambda status: status.state not in hopeless and not (status.state in wanted and also(status))),
             stop=stop_after_delay(seconds),
             wait=wait_fixed(0.2),
         )
@@ -191,6 +261,16 @@ class SupervisedStream:
         if status.state in hopeless:
             raise StreamError(f"the stream did not {what} (it is {status.state}); see {status.log}")
         return status
+
+
+def _set_fact(path: Path, name: str, value: str) -> None:
+    """Note a fact of the data set, replacing the file in one step."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if not line.startswith(f"{name}=")]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text("\n".join([*kept, f"{name}={value}"]) + "\n")
+    draft.replace(path)
 
 
 def _since(info: ProcessInfo) -> datetime | None:

@@ -23,7 +23,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from crm_resources.contracts import contracts
-from crm_resources.contracts.derive_postgres import RAW_SCHEMA, RawTable, bootstrap_sql, postgres_type
+from crm_resources.contracts.derive_postgres import RAW_SCHEMA, RawTable, alter_table_sql, bootstrap_sql, postgres_type, raw_tables
+from crm_resources.contracts.evolution import SchemaRefused, TableColumn, compare_table, declared_columns
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -157,16 +158,19 @@ def prepare(settings: Settings) -> None:
     """Bring the data set's database to what load and dbt expect; a second call changes nothing.
 
     Makes the database, the schemas, raw tables by contract, the load's and refresh's own tables, and the role `crm_read`, which
-    may read the marts and nothing else. Its password is made once and kept in `<home>/secrets/crm_read_password`.
+    may read the marts and nothing else. Its password is made once and kept in `<home>/secrets/crm_read_password`. Raw tables get
+    the columns their contracts have gained.
 
     Raises:
         WarehouseError: no connection, or a right is missing; the message says which.
+        SchemaRefused: a raw table differs from its contract in a way that cannot be made good; nothing is changed.
     """
     create_database(settings)
     with connect(settings) as connection, connection.cursor() as cursor:
         cursor.execute(f"select pg_advisory_xact_lock(hashtext('{_PREPARE_LOCK}'))")
         try:
-            for statement in (*bootstrap_sql(contracts()), *_META_SQL, *_schema_sql(), *_reader_sql(settings, cursor)):
+            evolved = _evolve_sql(cursor)
+            for statement in (*bootstrap_sql(contracts()), *evolved, *_META_SQL, *_schema_sql(), *_reader_sql(settings, cursor)):
                 cursor.execute(statement)
         except _driver_error() as error:
             raise WarehouseRefused(
@@ -355,6 +359,29 @@ def _first_line(error: Exception) -> str:
 
 _NOT_MADE_YET = ("42P01", "3F000")
 """Undefined table, undefined schema."""
+
+
+def _evolve_sql(cursor: Any) -> list[str]:  # noqa: ANN401 -- the driver carries no types
+    """Statements that bring the raw tables that exist to their contracts.
+
+    Raises:
+        SchemaRefused: see `prepare`.
+    """
+    cursor.execute(
+        "select c.relname::text, a.attname::text, format_type(a.atttypid, a.atttypmod), not a.attnotnull from pg_attribute a "
+        "join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace "
+        "where n.nspname = $1::text and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped",
+        (RAW_SCHEMA,),
+    )
+    stored: dict[str, list[TableColumn]] = {}
+    for table, name, data_type, nullable in cursor.fetchall():
+        stored.setdefault(table, []).append(TableColumn(name, data_type, nullable))
+    there = [table for contract in contracts() for table in raw_tables(contract) if table.name in stored]
+    changes = [(t, compare_table(f"{RAW_SCHEMA}.{t.name}", declared_columns(t.columns, postgres_type), stored[t.name])) for t in there]
+    refused = [refusal for _, change in changes for refusal in change.refused]
+    if refused:
+        raise SchemaRefused(refused)
+    return [statement for table, change in changes for statement in alter_table_sql(table, change)]
 
 
 _META_SQL = (

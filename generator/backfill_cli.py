@@ -12,7 +12,9 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from crm_resources.contracts.evolution import SchemaRefused
 from crm_resources.lake_lock import LakeLocked, LakeLockLost
+from crm_resources.lake_tables import TableAltered
 from crm_resources.object_store import ObjectStoreError
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import Settings
@@ -203,6 +205,6 @@ def _own_errors() -> Iterator[None]:
     """Turn the errors of a backfill's own into a message and an exit code."""
     try:
         yield
-    except (StateError, BackfillError, LakeLocked, LakeLockLost, ObjectStoreError) as error:
+    except (StateError, BackfillError, LakeLocked, LakeLockLost, ObjectStoreError, TableAltered, SchemaRefused) as error:
         complain(str(error))
         raise typer.Exit(1) from error

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crm_resources.lake_lock import lake_lock
-from crm_resources.lake_tables import append_rows, create_table, table_schema
+from crm_resources.lake_tables import append_rows, create_table, refuse_altered, table_schema
 from crm_resources.layout import BRONZE, topic_name
 from crm_resources.ledger import LedgerWriter, ledger_dir, ledger_schema, payload_md5, publish_ledger
 from crm_resources.settings import Settings
@@ -116,6 +116,7 @@ def run_bronze_backfill(
     """
     begun = time.monotonic()
     with lake_lock(settings, "backfill") as lock:
+        refuse_altered(settings, [(BRONZE, BRONZE.path)])
         bronze = create_table(settings, BRONZE)
         run = _Run(settings, options.run_id, bronze)
         run.settle()

@@ -22,7 +22,6 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
-from crm_resources.contracts.entities import SCHEMA_VERSION
 from generator.encode import wire_time
 from generator.environment import EnvironmentFacts
 from generator.errors import BadInputError, Problem
@@ -150,7 +149,8 @@ def _message(file: RetailFile, invoice: Invoice) -> Outgoing:
         "entity": "order",
         "entity_key": invoice.number,
         "sequence": 1,
-        "schema_version": SCHEMA_VERSION,
+        # The version whose fields are written here, not the latest: a file replayed again must give the same bytes.
+        "schema_version": 1,
         "event_time": wire_time(event_us),
         "source": SOURCE,
         "run_id": file.run_id,

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from crm_resources.contracts import ENTITIES, Envelope, Order, contract_for
 from crm_resources.contracts.entities import ENTITY_KEY_FIELDS, SCHEMA_VERSION, kafka_key, utc
-from crm_resources.contracts.model import MAX_MESSAGE_BYTES
+from crm_resources.contracts.model import MAX_MESSAGE_BYTES, known_fields, version_needed
 from generator.errors import BadInputError, Problem
 from generator.ids import derived_uuid, epoch_microseconds
 from generator.records import Outgoing
@@ -121,8 +121,9 @@ def check_record(line: bytes, number: int, entity: str | None, run_id: str, late
         message = ENTITIES[kind].model_validate_json(orjson.dumps(record), strict=True)
     except ValidationError as error:
         return [_problem(number, dict(e)) for e in error.errors()]
-    if message.schema_version != SCHEMA_VERSION:
-        return [Problem(number, "schema_version", f"{message.schema_version} is not known here; this platform takes {SCHEMA_VERSION}")]
+    if message.schema_version > SCHEMA_VERSION:
+        known = "1" if SCHEMA_VERSION == 1 else f"1 to {SCHEMA_VERSION}"
+        return [Problem(number, "schema_version", f"{message.schema_version} is not known here; this platform takes {known}")]
     if latest is not None and message.event_time > latest:
         return [Problem(number, "event_time", f"{utc(message.event_time)} lies too far in the future; the stream would set it aside")]
     expected_key = _entity_key(record, kind)
@@ -145,8 +146,9 @@ def check_record(line: bytes, number: int, entity: str | None, run_id: str, late
 
 
 def wire_bytes(message: Envelope) -> bytes:
-    """A message in the one spelling of the wire: fields in contract order, money as strings, times in UTC with six digits."""
-    return orjson.dumps(_spelled(message.model_dump(mode="python")))
+    """A message in the one spelling of the wire: the fields of its schema version in contract order, money as strings, times in UTC."""
+    fields = known_fields(contract_for(message.entity).columns, message.model_dump(mode="python"), message.schema_version)
+    return orjson.dumps(_spelled(fields))
 
 
 def _spelled(value: Any) -> Any:  # noqa: ANN401 -- a JSON value
@@ -163,7 +165,8 @@ def _spelled(value: Any) -> Any:  # noqa: ANN401 -- a JSON value
 
 def _completed(given: Mapping[str, Any], kind: str, run_id: str) -> dict[str, Any]:
     """The record with what the platform can tell by itself filled in."""
-    record: dict[str, Any] = {"entity": kind, "schema_version": SCHEMA_VERSION, "source": "send", "run_id": run_id} | dict(given)
+    version = version_needed(contract_for(kind).columns, given)
+    record: dict[str, Any] = {"entity": kind, "schema_version": version, "source": "send", "run_id": run_id} | dict(given)
     if "entity_key" not in record and (key := _entity_key(record, kind)) is not None:
         record["entity_key"] = key
     if "event_id" not in record:

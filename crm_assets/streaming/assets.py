@@ -4,23 +4,33 @@ Belongs here: what Dagster does with the stream. Not here: the stream itself (`d
 process is started (`crm_resources.stream_launcher`).
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict
-from datetime import UTC, datetime
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from crm_assets.conventions import LAKE_STORE_KEY, OWNERS, STREAM_KEY, Group, topic_key
+from crm_assets.streaming.health import CHECKS, Facts
+from crm_assets.streaming.progress import StreamProgress
 from crm_resources.contracts import contracts
 from crm_resources.dagster_resources import SettingsResource, StreamLauncherResource
-from crm_resources.stream_launcher import StreamState
+from crm_resources.kafka import Lag
+from crm_resources.settings import Settings
+from crm_resources.stream_launcher import ALIVE, StreamError, StreamLauncher, StreamStatus
 
-VERIFY_SECONDS = 180
-"""How long a started driver may take to both queries running; a cold JVM on two busy cores needs about a third of it."""
+OP_SECONDS = 50.0
+"""How long one try to bring the stream up may take. The run ends within a minute; the driver goes on coming up without it."""
 
+REPORT_EVERY = timedelta(seconds=60)
+"""Progress is reported at most this often."""
 
-ALIVE = {StreamState.STARTING, StreamState.RUNNING, StreamState.RESTARTING}
-"""States in which there is a driver, or will be one in a moment."""
+RETRIES = 2
+"""Further tries: a cold start on a busy machine takes longer than one, and the next adopts the driver that is coming up."""
+
+_FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=6))
 
 
 @dg.asset(
@@ -31,66 +41,195 @@ ALIVE = {StreamState.STARTING, StreamState.RUNNING, StreamState.RESTARTING}
     owners=OWNERS,
     description=(
         "The endless Spark job: `ingest` captures raw records in bronze, `refine` turns bronze into silver. Materializing starts it "
-        "or adopts the one that runs, waits until both queries make progress, and ends; the stream outlives the run."
+        "or adopts the one that runs, waits until both queries make progress, and ends; the stream outlives the run. Cancelling the run "
+        "stops the stream again; so does the job `stop_stream`, and nothing else."
     ),
-    check_specs=[dg.AssetCheckSpec("running", asset=STREAM_KEY, description="Both queries of the driver are active.")],
+    freshness_policy=_FRESH,
+    check_specs=[dg.AssetCheckSpec("running", asset=STREAM_KEY, description=CHECKS["running"])],
 )
 def stream(
     context: dg.AssetExecutionContext, settings: SettingsResource, stream_launcher: StreamLauncherResource
 ) -> Iterator[dg.MaterializeResult[None]]:
     """Apply (start or adopt), verify, report."""
-    from crm_assets.streaming.progress import wait_until_running
-
     loaded = settings.load()
     launcher = stream_launcher.launcher(loaded)
-    status = launcher.apply()
-    context.log.info("stream is %s, pid %s", status.state, status.pid)
-    progress = wait_until_running(loaded, pid=status.pid, timeout_seconds=VERIFY_SECONDS, alive=lambda: launcher.status().state in ALIVE)
+    try:
+        progress = bring_up(loaded, launcher)
+    except dg.DagsterExecutionInterruptedError:
+        # A signal reaches the run for many reasons: a restart of Dagster, a machine going down. Only a cancel means the stream.
+        run = context.instance.get_run_by_id(context.run.run_id)
+        if run is not None and run.status is dg.DagsterRunStatus.CANCELING:
+            context.log.info("the run is cancelled, so the stream is stopped")
+            launcher.stop(wait=False)
+        raise
+    except dg.Failure as error:
+        # Not by a retry policy: Dagster would apply that to a cancelled run as well, and start the stream again.
+        if error.allow_retries and context.retry_number < RETRIES:
+            raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=1) from error
+        raise
+    context.log.info("both queries run, pid %s", progress.pid)
     yield dg.MaterializeResult(
-        metadata={
-            "pid": status.pid or 0,
-            "driver_started_at": progress.started_at,
-            "checkpoint": loaded.checkpoint_root,
-            **{f"{name}_query_id": query.query_id for name, query in progress.queries.items()},
-            **{f"{name}_batch_id": query.batch_id if query.batch_id is not None else -1 for name, query in progress.queries.items()},
-        },
-        check_results=[dg.AssetCheckResult(check_name="running", passed=True, metadata={"pid": status.pid or 0})],
+        metadata={"driver_started_at": progress.started_at, "checkpoint": loaded.checkpoint_root, **_figures(progress)},
+        check_results=[dg.AssetCheckResult(check_name="running", passed=True, metadata={"pid": progress.pid})],
     )
 
 
+def bring_up(settings: Settings, launcher: StreamLauncher, seconds: float = OP_SECONDS) -> StreamProgress:
+    """Start or adopt the driver, and wait until both queries make progress.
+
+    Args:
+        settings: data set.
+        launcher: starts it.
+        seconds: longest time for all of it.
+
+    Raises:
+        dg.Failure: it did not come up, with the driver's state; worth another try unless a query has failed.
+    """
+    from crm_assets.streaming.progress import StreamNotRunning, running
+
+    deadline = time.monotonic() + seconds
+    found: list[StreamProgress] = []
+
+    def reports(status: StreamStatus) -> bool:
+        progress = running(settings, status.pid)
+        found[:] = [progress] if progress is not None else []
+        return progress is not None
+
+    try:
+        launcher.apply(timeout_seconds=seconds)
+        launcher.verify(reports, timeout_seconds=max(0.0, deadline - time.monotonic()))
+    except StreamNotRunning as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    except StreamError as error:
+        raise dg.Failure(f"{error}. {settled(settings)}") from error
+    return found[0]
+
+
+def settled(settings: Settings) -> str:
+    """What the driver said last of its queries, for a person who waits for it."""
+    from crm_assets.streaming.progress import read_progress
+
+    progress = read_progress(settings)
+    if progress is None:
+        return "Its driver has not reported yet"
+    told = ", ".join(f"{name} is {q.state}" + (f" ({q.error})" if q.error else "") for name, q in progress.queries.items())
+    return f"Its driver (process {progress.pid}) said at {progress.heartbeat_at}: {told}"
+
+
+def _figures(progress: StreamProgress) -> dict[str, str | int | float]:
+    figures: dict[str, str | int | float] = {"pid": progress.pid}
+    for name, query in progress.queries.items():
+        figures |= {
+            f"{name}_query_id": query.query_id,
+            f"{name}_batch_id": -1 if query.batch_id is None else query.batch_id,
+            f"{name}_rows": query.rows,
+            f"{name}_rows_per_second": round(query.rows_per_second, 1),
+        }
+    return figures
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What the sensor remembers between two looks.
+
+    Attributes:
+        at: when progress was reported last, in seconds since 1970.
+        mark: how far the stream was then.
+        checks: verdict of each check then.
+        ledger: rows out of books, and up to which version of the ledger they are counted.
+    """
+
+    at: float = 0.0
+    mark: str = ""
+    checks: dict[str, bool] = field(default_factory=dict)
+    ledger: tuple[int, int] = (-1, 0)
+
+
+def due(before: Reported, mark: str, checks: Mapping[str, bool], now: datetime) -> tuple[bool, list[str]]:
+    """Whether progress is to be reported now, and which checks; pure.
+
+    Progress when there is some, at most once a minute; checks with it, and at once when their verdict changed.
+    """
+    moved = bool(mark) and mark != before.mark and now.timestamp() - before.at >= REPORT_EVERY.total_seconds()
+    return moved, [name for name, passed in checks.items() if moved or before.checks.get(name) != passed]
+
+
 def stream_sensor() -> dg.SensorDefinition:
-    """Reports the stream's state as a check when it changed."""
+    """Reports the stream's progress and its checks."""
 
     @dg.sensor(
         name="stream_health",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Looks whether the driver runs and makes progress, and reports a change of that as the check `running`.",
+        description="Reports the stream's progress as materializations, at most one a minute, and its checks when they change.",
     )
     def stream_health(
         context: dg.SensorEvaluationContext, settings: SettingsResource, stream_launcher: StreamLauncherResource
     ) -> dg.SensorResult | dg.SkipReason:
-        from crm_assets.streaming.progress import judge, read_progress
+        from crm_assets.streaming.health import LedgerCount, count_ledger, verdicts
 
-        loaded = settings.load()
-        status = stream_launcher.launcher(loaded).status()
-        health = judge(status.state in ALIVE, read_progress(loaded), datetime.now(UTC))
-        state = f"{health.passed}:{health.reason}"
-        if context.cursor == state:
-            return dg.SkipReason(health.reason)
-        return dg.SensorResult(
-            asset_events=[
-                dg.AssetCheckEvaluation(
-                    asset_key=STREAM_KEY,
-                    check_name="running",
-                    passed=health.passed,
-                    metadata={"reason": dg.MetadataValue.text(health.reason)},
-                )
-            ],
-            cursor=state,
-        )
+        loaded, now = settings.load(), datetime.now(UTC)
+        before = Reported(**json.loads(context.cursor)) if context.cursor and context.cursor.startswith("{") else Reported()
+        ledger = count_ledger(loaded, LedgerCount(*before.ledger))
+        facts = _facts(loaded, stream_launcher.launcher(loaded), ledger.rows)
+        judged = verdicts(facts, loaded, now)
+        mark = json.dumps([[q.query_id, q.batch_id, q.rows] for q in facts.progress.queries.values()]) if facts.progress else ""
+        passed = {v.name: v.passed for v in judged}
+        moved, names = due(before, mark, passed, now)
+        events: list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation] = [
+            dg.AssetCheckEvaluation(asset_key=STREAM_KEY, check_name=v.name, passed=v.passed, metadata={"reason": v.reason, **v.figures})
+            for v in judged
+            if v.name in names
+        ]
+        if moved and facts.progress is not None:
+            events.append(dg.AssetMaterialization(STREAM_KEY, metadata=_figures(facts.progress)))
+        at, told = (now.timestamp(), mark) if moved else (before.at, before.mark)
+        cursor = json.dumps(asdict(Reported(at, told, passed, (ledger.version, ledger.rows))))
+        if not events:
+            context.update_cursor(cursor)
+            return dg.SkipReason("nothing has changed")
+        return dg.SensorResult(asset_events=events, cursor=cursor)
 
     return stream_health
+
+
+def _facts(settings: Settings, launcher: StreamLauncher, rows_out_of_books: int) -> Facts:
+    """Ask everybody who knows something of the stream; who does not answer is told as such."""
+    from crm_assets.streaming.progress import read_progress
+    from crm_resources.group_offsets import bronze_group, silver_group
+    from crm_resources.kafka import KafkaUnavailableError, TopicError, group_lag
+
+    try:
+        alive = launcher.status().state in ALIVE
+    except StreamError:
+        alive = False
+    lags: tuple[Lag, ...] = ()
+    error: str | None = None
+    try:
+        lags = tuple(group_lag(settings, group(settings), wait_seconds=5) for group in (bronze_group, silver_group))
+    except (KafkaUnavailableError, TopicError) as unknown:
+        error = str(unknown)
+    return Facts(alive, read_progress(settings), lags, error, rows_out_of_books)
+
+
+@dg.multi_asset_check(
+    specs=[dg.AssetCheckSpec(name, asset=STREAM_KEY, description=text) for name, text in CHECKS.items() if name != "running"],
+    name="stream_checks",
+)
+def stream_checks(settings: SettingsResource, stream_launcher: StreamLauncherResource) -> Iterator[dg.AssetCheckResult]:
+    """What the sensor reports by itself, on demand. `running` belongs to the asset."""
+    from crm_assets.streaming.health import LedgerCount, count_ledger, verdicts
+
+    loaded = settings.load()
+    facts = _facts(loaded, stream_launcher.launcher(loaded), count_ledger(loaded, LedgerCount()).rows)
+    for verdict in verdicts(facts, loaded, datetime.now(UTC)):
+        if verdict.name != "running":
+            yield dg.AssetCheckResult(
+                asset_key=STREAM_KEY,
+                check_name=verdict.name,
+                passed=verdict.passed,
+                metadata={"reason": verdict.reason, **verdict.figures},
+            )
 
 
 @dg.op(description="Ask the driver to finish its batches and end.")
@@ -98,6 +237,30 @@ def drain_and_stop(context: dg.OpExecutionContext, settings: SettingsResource, s
     """Stop the stream; the batch in hand is committed first."""
     status = stream_launcher.launcher(settings.load()).stop()
     context.log.info("stream is %s", status.state)
+
+
+class ScaleConfig(dg.Config):
+    """How many cores the stream's driver shall use."""
+
+    cores: int
+
+
+@dg.op(description="Have the driver use another number of cores: it finishes its batches, ends, and is started with them.")
+def run_scale(
+    context: dg.OpExecutionContext, config: ScaleConfig, settings: SettingsResource, stream_launcher: StreamLauncherResource
+) -> None:
+    """Scale the stream."""
+    try:
+        status = stream_launcher.launcher(settings.load()).scale(config.cores)
+    except StreamError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    context.log.info("stream is %s with %s cores", status.state, config.cores)
+
+
+@dg.job(name="scale_stream", description="Has the stream's driver use another number of cores.", executor_def=dg.in_process_executor)
+def scale_stream() -> None:
+    """Scale the stream."""
+    run_scale()
 
 
 @dg.job(name="stop_stream", description="Stops the stream after its current batch.", executor_def=dg.in_process_executor)
@@ -144,5 +307,6 @@ def rebuild_job() -> None:
 
 
 assets: list[dg.AssetsDefinition] = [stream]
-jobs: list[dg.JobDefinition] = [stop_stream, catch_up_job, rebuild_job]
+asset_checks: list[dg.AssetChecksDefinition] = [stream_checks]
+jobs: list[dg.JobDefinition] = [stop_stream, scale_stream, catch_up_job, rebuild_job]
 sensors: list[dg.SensorDefinition] = [stream_sensor()]

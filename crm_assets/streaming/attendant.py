@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from crm_assets.streaming import replay
+from crm_assets.streaming import replay, upkeep
 from crm_assets.streaming.refine import RefineStep, StepClosed
 from crm_assets.streaming.requests import Answer, Request, RequestKind, answer, open_requests
 from crm_resources.settings import Settings
@@ -30,7 +30,8 @@ Handler = Callable[[Settings, "SparkSession", RefineStep, Request], dict[str, An
 
 def handlers() -> Mapping[RequestKind, Handler]:
     """Who carries out which kind of request."""
-    return {RequestKind.REPLAY: replay.carry_out}
+    kept = (RequestKind.COMPACT, RequestKind.VACUUM, RequestKind.CHECKPOINT)
+    return {RequestKind.REPLAY: replay.carry_out, **dict.fromkeys(kept, upkeep.carry_out)}
 
 
 class Attendant:

@@ -11,14 +11,13 @@ from typing import Annotated
 
 import typer
 
-from crm_assets.streaming.assets import ALIVE
 from crm_assets.streaming.dead_letters import open_dead_letters, summary_by_reason
 from crm_assets.streaming.replay_request import RECORDS_PER_SECOND, ReplayInvalid, outcome_rows, replay_and_wait, replay_arguments
 from crm_assets.streaming.requests import RequestUnanswered
 from crm_resources.dagster_resources import StreamLauncherResource
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import load_settings
-from crm_resources.stream_launcher import StreamError
+from crm_resources.stream_launcher import ALIVE, StreamError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -33,9 +33,11 @@ from crm_assets.streaming.rebuild import finish_swap
 from crm_assets.streaming.refine import REFINE, RefineStep, start_refine
 from crm_assets.streaming.source_offsets import SourceLost, TopicsMissing
 from crm_assets.streaming.tables import live
+from crm_resources.contracts.evolution import SchemaRefused
 from crm_resources.group_offsets import GroupOffsets, bronze_group, silver_group
 from crm_resources.kafka import KafkaUnavailableError
 from crm_resources.lake_lock import LakeLocked, LakeLockLost, lake_lock
+from crm_resources.lake_tables import TableAltered
 from crm_resources.object_store import ObjectStoreError
 from crm_resources.settings import Settings, load_settings
 from crm_resources.spark import SparkJarsMissing, end_session, kill_java, spark_session
@@ -152,6 +154,12 @@ class Driver:
             place, passing = live(self._settings), self._crash.passing
             step = RefineStep(self._settings, place, self._ledger, noted=self._noted, passing=passing, may_write=self._may_write)
             query = start_refine(self._spark, self._settings, step)
+        except (SchemaRefused, TableAltered) as error:
+            # Trying again changes nothing: somebody has to look at the table.
+            refused = str(error)
+            LOG.error("refine cannot start: %s", refused)  # noqa: TRY400 -- the message says all
+            self._board.update(REFINE, lambda q: replace(q, state=QueryState.FAILED, error=refused))
+            return None
         except Exception as error:
             # Whatever keeps refine from starting must not stop the capture.
             LOG.exception("refine could not be started")
@@ -260,7 +268,16 @@ def main() -> int:
                 return driver.run()
             finally:
                 end_session(spark)
-    except (LakeLocked, SparkJarsMissing, TopicsMissing, SourceLost, KafkaUnavailableError, ObjectStoreError) as error:
+    except (
+        LakeLocked,
+        SparkJarsMissing,
+        TopicsMissing,
+        SourceLost,
+        KafkaUnavailableError,
+        ObjectStoreError,
+        SchemaRefused,
+        TableAltered,
+    ) as error:
         LOG.error("%s", error)  # noqa: TRY400 -- the message says all
         return 2
 

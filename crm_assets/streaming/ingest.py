@@ -21,7 +21,7 @@ from crm_assets.streaming.crash_points import CrashPoint
 from crm_assets.streaming.source_offsets import check_source, starting_offsets, topics
 from crm_assets.streaming.tables import BooksOpen, generation_of, ingest_checkpoint
 from crm_resources.lake import Commit, DataFile, files_of, open_table, read_columns, read_commit, row_count, table_version
-from crm_resources.lake_tables import create_table
+from crm_resources.lake_tables import create_table, refuse_altered
 from crm_resources.layout import BRONZE
 from crm_resources.settings import Settings
 
@@ -44,6 +44,9 @@ class IngestStep:
         noted: called with each batch when it is in bronze and in the ledger.
         passing: called at each crash point.
         may_write: raises when the lake's lock is lost; asked before each commit.
+
+    Raises:
+        SchemaRefused, TableAltered: bronze is not as the product left it.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class IngestStep:
         passing: Callable[[CrashPoint], None] = lambda _point: None,
         may_write: Callable[[], None] = lambda: None,
     ) -> None:
+        refuse_altered(settings, [(BRONZE, BRONZE.path)])
         create_table(settings, BRONZE)
         self._settings = settings
         self._ledger = ledger or BatchLedger(settings)

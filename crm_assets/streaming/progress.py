@@ -137,6 +137,25 @@ def judge(alive: bool, progress: StreamProgress | None, now: datetime) -> Health
     return Health(True, "both queries run")
 
 
+def running(settings: Settings, pid: int | None) -> StreamProgress | None:
+    """What a driver reported, if both its queries have gone through a first trigger; `None` while they have not.
+
+    Args:
+        settings: data set of the stream.
+        pid: process id the report has to come from; None takes any.
+
+    Raises:
+        StreamNotRunning: a query failed for good.
+    """
+    progress = read_progress(settings)
+    if progress is None or (pid is not None and progress.pid != pid):
+        return None
+    failed = [f"{name}: {q.error}" for name, q in progress.queries.items() if q.state is QueryState.FAILED]
+    if failed:
+        raise StreamNotRunning(f"the stream's driver reports a failed query; {'; '.join(failed)}")
+    return progress if all(q.state is QueryState.RUNNING for q in progress.queries.values()) else None
+
+
 def wait_until_running(
     settings: Settings,
     *,
@@ -155,26 +174,18 @@ def wait_until_running(
         poll_seconds: pause between two looks.
 
     Raises:
-        StreamNotRunning: the time is over, the process ended, or a query failed for good.
+        StreamNotRunning: the time is over, the process ended, or a query failed.
     """
     deadline = time.monotonic() + timeout_seconds
-    while True:
-        progress = read_progress(settings)
-        own = progress is not None and (pid is None or progress.pid == pid)
-        if progress is not None and own:
-            if all(q.state is QueryState.RUNNING for q in progress.queries.values()):
-                return progress
-            failed = [f"{name}: {q.error}" for name, q in progress.queries.items() if q.state is QueryState.FAILED]
-            if failed:
-                raise StreamNotRunning(f"the stream's driver reports a failed query; {'; '.join(failed)}")
+    while (progress := running(settings, pid)) is None:
         if not alive():
             raise StreamNotRunning(
                 f"the stream's driver ended before both queries ran; read its log below {settings.environment_dir / 'logs'}"
             )
         if time.monotonic() > deadline:
-            states = {name: str(q.state) for name, q in progress.queries.items()} if progress is not None and own else "no report"
-            raise StreamNotRunning(f"both queries did not run within {timeout_seconds:.0f} s ({states}); read the driver's log")
+            raise StreamNotRunning(f"both queries did not run within {timeout_seconds:.0f} s; read the driver's log")
         time.sleep(poll_seconds)
+    return progress
 
 
 def now_text() -> str:

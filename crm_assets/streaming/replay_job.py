@@ -33,9 +33,9 @@ def ask_driver_to_replay(
     context: dg.OpExecutionContext, config: ReplayConfig, settings: SettingsResource, stream_launcher: StreamLauncherResource
 ) -> None:
     """Check the config, ask, wait, report."""
-    from crm_assets.streaming.assets import ALIVE
     from crm_assets.streaming.replay_request import ReplayInvalid, outcome_rows, replay_and_wait, replay_arguments
     from crm_assets.streaming.requests import RequestUnanswered
+    from crm_resources.stream_launcher import ALIVE
 
     given = config.model_dump(exclude={"timeout_seconds"})
     try:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from crm_resources.contracts import contracts
-from crm_resources.lake_tables import create_table
+from crm_resources.lake_tables import create_table, refuse_altered
 from crm_resources.layout import DEAD_LETTERS, DUPLICATES, REPLAYS, SILVER, LakeTable
 from crm_resources.settings import Settings
 
@@ -55,8 +55,14 @@ def refined_tables() -> tuple[LakeTable, ...]:
 
 
 def create_refined(settings: Settings, place: Place) -> None:
-    """Make the refine step's tables of a place, and the replay ledger, where they do not exist."""
-    for table in (*refined_tables(), REPLAYS):
+    """Make the refine step's tables of a place, and the replay ledger, where they do not exist, and add the columns they have gained.
+
+    Raises:
+        SchemaRefused, TableAltered: a table is not as the product left it, or a contract changed in a way it cannot follow.
+    """
+    tables = (*refined_tables(), REPLAYS)
+    refuse_altered(settings, [(table, place.path(table)) for table in tables])
+    for table in tables:
         create_table(settings, table, place.path(table))
 
 

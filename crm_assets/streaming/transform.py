@@ -6,7 +6,9 @@ did not pass. Not here: duplicates (`history`), reading and writing (`refine`).
 
 A message is accepted when the contract's pydantic model accepts it in strict mode, and besides
 
-- fields the contract does not know are ignored, so that a producer may be newer than the stream;
+- fields the contract does not know are ignored, and so are those that came after the schema version the message follows: what a
+  message means does not change when the contract grows;
+- every schema version up to the contracts' own is known; a later one is a dead letter until the stream knows it too;
 - `entity_key` repeats the entity's key field; the event time is not too far in the future;
 - times are spelled `2011-12-09T12:50:00.000000Z` (fraction optional, or an offset such as `+01:00`), money without exponent;
 - text holds no NUL character, which PostgreSQL cannot store.
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
     from pyspark.sql import DataFrame
 
-KNOWN_SCHEMA_VERSIONS = (SCHEMA_VERSION,)
+KNOWN_SCHEMA_VERSIONS = tuple(range(1, SCHEMA_VERSION + 1))
 
 TIME_PATTERN = r"^(?!0000)\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?(?:Z|[+-]\d{2}:\d{2})\z"
 
@@ -96,13 +98,8 @@ class Screen:
             _suspicious(contract, F.col("value").cast("string")).alias("suspicious"),
         ]
         kept = [F.col(name) for name in _kept()]
-        self._typed = [
-            *kept,
-            F.col("j"),
-            F.col("suspicious"),
-            F.get("j.r", F.lit(0)).alias("m"),
-            *_typed_columns(contract, F.get("j.r", F.lit(0))),
-        ]
+        message = _message(contract)
+        self._typed = [*kept, F.col("j"), F.col("suspicious"), message.alias("m"), *_typed_columns(contract, message)]
         self._final = [*(F.col(name) for name in _silver_names(contract)), ok.alias(OK)]
 
     def __call__(self, records: DataFrame) -> DataFrame:
@@ -155,7 +152,7 @@ def _parse(records: DataFrame, contract: Contract, limits: Limits) -> DataFrame:
         records.withColumn("text", F.when(readable, as_text))
         .withColumn("wrapped", _wrapped(F.col("text")))
         .withColumn("j", _parsed_json(F.col("text"), contract))
-        .withColumn("m", F.get("j.r", F.lit(0)))
+        .withColumn("m", _message(contract))
         .withColumn(PAYLOAD_HASH.name, F.xxhash64("value"))
     )
 
@@ -190,6 +187,27 @@ def _parsed_json(text: SparkColumn, contract: Contract) -> SparkColumn:
         "maxNestingDepth": str(MAX_NESTING),
     }
     return F.from_json(_wrapped(text), wrapper, options)
+
+
+def _message(contract: Contract) -> SparkColumn:
+    """The message that was read, without fields that came after the schema version it follows."""
+    from pyspark.sql import functions as F
+
+    message = F.get("j.r", F.lit(0))
+    version = message["schema_version"]
+    for column in contract.columns:
+        if column.is_later:
+            message = message.withField(column.name, F.when(version >= F.lit(column.since), message[column.name]))
+        for item in column.items:
+            if item.is_later:
+                message = message.withField(column.name, F.transform(message[column.name], _without_later(item, version)))
+    return message
+
+
+def _without_later(item: Column, version: SparkColumn) -> Callable[[SparkColumn], SparkColumn]:
+    from pyspark.sql import functions as F
+
+    return lambda x: x.withField(item.name, F.when(version >= F.lit(item.since), x[item.name]))
 
 
 def _typed_columns(contract: Contract, m: SparkColumn) -> list[SparkColumn]:
@@ -275,7 +293,7 @@ def _rules(contract: Contract, limits: Limits) -> list[_Rule]:
 
     m, value, text = F.col("m"), F.col("value"), F.col("text")
     unescaped = F.regexp_replace(text, r"\\\\", "")
-    bad_type = F.col("j._corrupt").isNotNull()
+    bad_type = F.col("j._corrupt").isNotNull() & ~_only_later_fields_differ(contract)
     corrupt = (
         F.col("j.z").isNull()
         | (F.coalesce(F.size("j.r"), F.lit(-1)) != 1)
@@ -307,7 +325,10 @@ def _rules(contract: Contract, limits: Limits) -> list[_Rule]:
         if not c.nullable:
             rules.append(_Rule(Reason.MISSING_FIELD, m[c.name].isNull() & ~_present(c.name), F.lit(c.name)))
         rules.extend(_item_missing_rule(c, i, bad_type) for i in c.items if not i.nullable)
-    rules.extend(_Rule(Reason.INVALID_FIELD, _badly_typed(c), F.lit(f"{c.name}: not a JSON {_json_type(c)}")) for c in contract.columns)
+    rules.extend(
+        _Rule(Reason.INVALID_FIELD, _badly_typed(c) & _is_known(c), F.lit(f"{c.name}: not a JSON {_json_type(c)}"))
+        for c in contract.columns
+    )
     rules.append(_Rule(Reason.INVALID_FIELD, bad_type, F.lit("an item of a list has a field of the wrong type")))
     rules.extend(
         _Rule(Reason.INVALID_FIELD, text.rlike(_not_a_string([i.name])), F.lit(f"{c.name}.{i.name}: not a JSON string"))
@@ -415,6 +436,22 @@ def _badly_typed(column: Column) -> SparkColumn:
         return mismatch
     found = F.try_variant_get("p", f"$.r[0].{column.name}", "variant")
     return mismatch | (_present(column.name) & (F.schema_of_variant(found) != "STRING"))
+
+
+def _is_known(column: Column) -> SparkColumn:
+    """Whether the schema version the message follows knows a field."""
+    from pyspark.sql import functions as F
+
+    return F.col("m")["schema_version"] >= F.lit(column.since or 1)
+
+
+def _only_later_fields_differ(contract: Contract) -> SparkColumn:
+    """Whether a field that came after the message's schema version is what Spark could not read in the contract's type."""
+    from pyspark.sql import functions as F
+
+    read = F.get("j.r", F.lit(0))
+    later = [read[c.name].isNull() & _present(c.name) & ~_is_known(c) for c in contract.columns if c.is_later]
+    return F.coalesce(reduce(lambda a, b: a | b, later, F.lit(False)), F.lit(False))
 
 
 def _reads_anything(column: Column) -> bool:

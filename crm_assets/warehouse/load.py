@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from crm_resources import lake, warehouse
 from crm_resources.contracts import ChildTable, Column, Contract, contract_for, contracts
 from crm_resources.contracts.derive_postgres import LOADED_AT, RAW_SCHEMA, RawTable, raw_tables
+from crm_resources.contracts.evolution import SchemaRefused
 from crm_resources.layout import SILVER, silver_columns
 from crm_resources.settings import Settings
 
@@ -257,7 +258,7 @@ def main() -> None:
                 results = [reset_entity(settings, contract_for(reset))]
             else:
                 results = load_all(settings)
-        except (LoadError, warehouse.WarehouseError, KeyError) as error:
+        except (LoadError, warehouse.WarehouseError, SchemaRefused, KeyError) as error:
             Console(stderr=True).print(f"[red]error:[/red] {error}")
             raise typer.Exit(1) from error
         for result in results:

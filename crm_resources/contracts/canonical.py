@@ -4,13 +4,15 @@ The md5 of the text is the typed checksum: what the generator meant, what the la
 compared although the bytes are spelled differently. Belongs here: the text and its digest. Not here: who compares them
 (`crm_assets.monitoring.audit`).
 
-The text is the contract's fields in contract order, joined by commas; nothing is left out, and no two messages share a text:
+The text is the contract's fields in contract order, joined by commas; no two messages share a text:
 
 - null is `~`;
 - a string is its length in characters, a colon and itself: `5:hello`, and `0:` when it is empty;
 - a whole number is its digits, a boolean `true` or `false`;
 - money has exactly the digits of its scale after the point, and no sign when it is zero: `0.0000`;
 - a time is UTC with six fractional digits: `2011-12-09T12:50:00.000000Z`;
+- a field that was added to the contract later (`Column.since`) stands behind all others as a comma, its name, `=` and its value, and
+  leaves no trace where it is null: the text of a message is the same before and after the contract grew;
 - a list is the number of its items and, in brackets, the items in the order of their key (the line number), joined by semicolons,
   each written by the same rules: `2[1,2:P1,~,3,1.5000,~,~;2,…]`.
 """
@@ -23,11 +25,11 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache, lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crm_resources.contracts.derive_postgres import RAW_SCHEMA
-from crm_resources.contracts.entities import Envelope
-from crm_resources.contracts.model import ChildTable, Column, ColumnType, Contract, contract_for
+from crm_resources.contracts.entities import SCHEMA_VERSION, Envelope
+from crm_resources.contracts.model import ChildTable, Column, ColumnType, Contract, contract_for, known_fields
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,17 +50,18 @@ def message_text(entity: str, message: Message) -> str:
 
     Args:
         entity: contract the message follows.
-        message: its fields; what the contract does not know is ignored.
+        message: its fields; what the contract in the message's schema version does not know is ignored.
 
     Raises:
         ValueError, TypeError, ArithmeticError: the message does not follow the contract.
     """
-    return _text(message, _writers(entity))
+    return _text(_of_its_version(entity, message), _writers(entity))
 
 
 def message_tokens(entity: str, message: Message) -> dict[str, str]:
     """Canonical text of each field of a message; see `message_text`."""
-    return {name: _text(message, [(name, write)]) for name, write in _writers(entity)}
+    known = _of_its_version(entity, message)
+    return {name: _token(known.get(name), write) for name, write in _writers(entity).every}
 
 
 def own_text(entity: str, fields: Message) -> str:
@@ -91,14 +94,36 @@ _Writer = Callable[[Any], str]
 """Text of a value that is not null."""
 
 
-@cache
-def _writers(entity: str) -> list[tuple[str, _Writer | None]]:
-    return [(c.name, _writer(c)) for c in contract_for(entity).columns]
+class _Writers(NamedTuple):
+    """How the fields of a message or an item are written, those of the first schema version and those that came later."""
+
+    first: list[tuple[str, _Writer | None]]
+    later: list[tuple[str, _Writer | None]]
+
+    @property
+    def every(self) -> list[tuple[str, _Writer | None]]:
+        return [*self.first, *self.later]
+
+
+def _writers_of(columns: Iterable[Column]) -> _Writers:
+    made = [(c, (c.name, _writer(c))) for c in columns]
+    return _Writers([w for c, w in made if not c.is_later], [w for c, w in made if c.is_later])
 
 
 @cache
-def _own_writers(entity: str) -> list[tuple[str, _Writer | None]]:
-    return _writers(entity)[len(Envelope.model_fields) :]
+def _writers(entity: str) -> _Writers:
+    return _writers_of(contract_for(entity).columns)
+
+
+@cache
+def _own_writers(entity: str) -> _Writers:
+    return _writers_of(c for c in contract_for(entity).columns if c.name not in Envelope.model_fields)
+
+
+def _of_its_version(entity: str, message: Message) -> Message:
+    """The message without fields that came after the schema version it follows."""
+    version = message.get("schema_version", SCHEMA_VERSION)
+    return message if version >= SCHEMA_VERSION else known_fields(contract_for(entity).columns, message, version)
 
 
 def _writer(column: Column) -> _Writer | None:
@@ -137,7 +162,7 @@ def _money(value: str | Decimal, scale: int) -> str:
 
 def _list_writer(column: Column) -> _Writer:
     key = column.items[0].name
-    fields = [(c.name, _writer(c)) for c in column.items]
+    fields = _writers_of(column.items)
 
     def write(items: list[Message]) -> str:
         keys = [item[key] for item in items]
@@ -148,12 +173,23 @@ def _list_writer(column: Column) -> _Writer:
     return write
 
 
-def _text(message: Message, fields: list[tuple[str, _Writer | None]]) -> str:
+def _text(message: Message, fields: _Writers) -> str:
     get = message.get
     # Strings, which most fields are, are written here: a call for each would take as long as all the rest.
-    return ",".join(
-        [NULL if (value := get(name)) is None else f"{len(value)}:{value}" if write is None else write(value) for name, write in fields]
+    text = ",".join(
+        [
+            NULL if (value := get(name)) is None else f"{len(value)}:{value}" if write is None else write(value)
+            for name, write in fields.first
+        ]
     )
+    for name, write in fields.later:
+        if (value := get(name)) is not None:
+            text += f",{name}={_token(value, write)}"
+    return text
+
+
+def _token(value: Any, write: _Writer | None) -> str:  # noqa: ANN401 -- a JSON value
+    return NULL if value is None else string_text(value) if write is None else write(value)
 
 
 # -- from the columns of silver --------------------------------------------------------------------------------------------
@@ -193,13 +229,21 @@ def _parts(contract: Contract, rows: pa.RecordBatch) -> Iterable[list[bytes]]:
             yield from _parts(contract, rows.slice(0, half))
             yield from _parts(contract, rows.slice(half))
             return
-    yield _joined([_tokens(rows.column(c.name), c) for c in contract.columns]).cast(pa.binary()).to_pylist()
+    yield _joined(contract.columns, lambda c: rows.column(c.name)).cast(pa.binary()).to_pylist()
 
 
-def _joined(tokens: list[pa.Array]) -> pa.Array:
+def _joined(columns: Iterable[Column], values: Callable[[Column], pa.Array]) -> pa.Array:
+    """Text of each row made of some columns, whose values a function gives."""
     import pyarrow.compute as pc
 
-    return pc.binary_join_element_wise(*tokens, ",", null_handling="replace", null_replacement=NULL)
+    columns = tuple(columns)
+    first = [_tokens(values(c), c) for c in columns if not c.is_later]
+    text = pc.binary_join_element_wise(*first, ",", null_handling="replace", null_replacement=NULL)
+    for column in columns:
+        if column.is_later:
+            named = pc.binary_join_element_wise(f",{column.name}=", _tokens(values(column), column), "")
+            text = pc.binary_join_element_wise(text, pc.coalesce(named, ""), "")
+    return text
 
 
 def _tokens(values: pa.Array, column: Column) -> pa.Array:
@@ -228,7 +272,7 @@ def _list_tokens(lists: pa.Array, column: Column) -> pa.Array:
     import pyarrow.compute as pc
 
     items, parents = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy()
-    texts = _joined([_tokens(pc.struct_field(items, [c.name]), c) for c in column.items])
+    texts = _joined(column.items, lambda c: pc.struct_field(items, [c.name]))
     keys = pc.struct_field(items, [column.items[0].name]).to_numpy(zero_copy_only=False)
     if ((parents[1:] == parents[:-1]) & (keys[1:] < keys[:-1])).any():
         texts = texts.take(pa.array(np.lexsort((keys, parents))))
@@ -267,18 +311,25 @@ def token_sql(contract: Contract, where: str) -> str:
         contract: the entity.
         where: condition on `r`.
     """
-    fields = ", ".join(f"{_field_sql(c)} as field_{c.name}" for c in contract.columns)
+    fields = ", ".join(f"coalesce({_field_sql(c)}, '{NULL}') as field_{c.name}" for c in contract.columns)
     return f"select r.event_id, {fields} from {RAW_SCHEMA}.{contract.plural} as r{_joins_sql(contract)} where {where}"  # noqa: S608 -- as above
 
 
 def text_sql(contract: Contract) -> str:
     """SQL expression of the canonical text of a row `r` of the raw table, its list columns joined as `of_<field>`."""
-    return " || ',' || ".join(_field_sql(c) for c in contract.columns)
+    return _joined_sql(contract.columns, _field_sql)
+
+
+def _joined_sql(columns: Iterable[Column], value: Callable[[Column], str]) -> str:
+    """Text made of some columns, whose values' texts a function spells in SQL; null stays null there."""
+    columns = tuple(columns)
+    first = " || ',' || ".join(f"coalesce({value(c)}, '{NULL}')" for c in columns if not c.is_later)
+    return first + "".join(f" || coalesce(',{c.name}=' || {value(c)}, '')" for c in columns if c.is_later)
 
 
 def _field_sql(column: Column) -> str:
     # Raw keeps no row for an empty list, and a list is never null.
-    return f"coalesce(of_{column.name}.items, '0[]')" if column.type is ColumnType.LIST else _token_sql(f"r.{column.name}", column)
+    return f"coalesce(of_{column.name}.items, '0[]')" if column.type is ColumnType.LIST else _value_sql(f"r.{column.name}", column)
 
 
 def _joins_sql(contract: Contract) -> str:
@@ -288,23 +339,22 @@ def _joins_sql(contract: Contract) -> str:
 
 
 def _items_sql(child: ChildTable) -> str:
-    item = " || ',' || ".join(_token_sql(c.name, c) for c in child.columns)
+    item = _joined_sql(child.columns, lambda c: _value_sql(c.name, c))
     return (
         f"select event_id, count(*)::text || '[' || string_agg({item}, ';' order by {child.key}) || ']' as items "  # noqa: S608 -- as above
         f"from {RAW_SCHEMA}.{child.name} group by event_id"
     )
 
 
-def _token_sql(name: str, column: Column) -> str:
+def _value_sql(name: str, column: Column) -> str:
     match column.type:
         case ColumnType.STRING:
-            text = f"length({name})::text || ':' || {name}"
+            return f"length({name})::text || ':' || {name}"
         case ColumnType.TIMESTAMP:
-            text = f"to_char({name} at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+            return f"to_char({name} at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
         case ColumnType.DECIMAL:
-            text = f"cast({name} as numeric({column.precision},{column.scale}))::text"
+            return f"cast({name} as numeric({column.precision},{column.scale}))::text"
         case ColumnType.INT | ColumnType.LONG | ColumnType.BOOLEAN:
-            text = f"{name}::text"
+            return f"{name}::text"
         case _:
             raise TypeError(f"{column.name}: {column.type} has no canonical text")
-    return f"coalesce({text}, '{NULL}')"

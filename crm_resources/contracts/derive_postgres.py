@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from crm_resources.contracts.evolution import SchemaChanges
 from crm_resources.contracts.model import Column, ColumnType, Contract
 from crm_resources.layout import COORDINATES, PAYLOAD_HASH
 
@@ -50,6 +51,16 @@ def create_table_sql(table: RawTable) -> str:
     columns.append(f"    primary key ({', '.join(table.primary_key)})")
     body = ",\n".join(columns)
     return f"create table if not exists {RAW_SCHEMA}.{table.name} (\n{body}\n)"
+
+
+def alter_table_sql(table: RawTable, changes: SchemaChanges) -> list[str]:
+    """Statements that bring a raw table that exists to its declaration; none where it follows it."""
+    types = {c.name: postgres_type(c) for c in table.columns}
+    name = f"{RAW_SCHEMA}.{table.name}"
+    return [
+        *(f"alter table {name} add column {column} {types[column]}" for column in changes.add),
+        *(f"alter table {name} alter column {column} drop not null" for column in changes.relax),
+    ]
 
 
 def postgres_type(column: Column) -> str:

@@ -3,19 +3,41 @@
 Belongs here: the envelope of every message and the four entities. Not here: how a store spells a type (`derive_*`), what
 a business makes of a field (the dbt project), or which records a producer sends.
 
+A field that comes later is declared with `added_in` and the next schema version, and is optional for good; `docs/changing-a-contract.md`
+says what else may change.
+
 Money travels as decimal strings in JSON: unit prices fit `decimal(14,4)`, amounts `decimal(18,4)`. Times travel as
 ISO 8601 in UTC with up to six fractional digits, e.g. `2011-12-09T12:50:00.000000Z`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
-SCHEMA_VERSION = 1
+_SINCE = "since_schema_version"
+
+
+def added_in(version: int, description: str) -> Any:  # noqa: ANN401 -- stands where pydantic's `Field`, which is untyped too, would
+    """A field that messages have since a schema version; in those that follow an earlier one it is absent.
+
+    Args:
+        version: the schema version that brought it, one above `SCHEMA_VERSION` as it was released last.
+        description: as in `Field`.
+    """
+    return Field(default=None, description=description, json_schema_extra={_SINCE: version})
+
+
+def since(field: FieldInfo) -> int:
+    """The schema version that brought a field; 1 unless it was declared with `added_in`."""
+    extra = field.json_schema_extra
+    found = extra.get(_SINCE, 1) if isinstance(extra, dict) else 1
+    return found if isinstance(found, int) else 1
 
 
 def _storable(text: str) -> str:
@@ -55,6 +77,23 @@ class Envelope(Message):
     event_time: Timestamp = Field(description="When it happened, UTC with microseconds.")
     source: Identifier = Field(description="System that produced the message.")
     run_id: Identifier = Field(description="Run of the producer; tells one test or replay from another.")
+
+    @model_validator(mode="after")
+    def _holds_no_later_field(self) -> Envelope:
+        for name, version in _later_fields(self, self.schema_version) if self.schema_version < SCHEMA_VERSION else ():
+            msg = f"{name} exists since schema version {version}, this message follows {self.schema_version}; say {version} or leave it out"
+            raise ValueError(msg)
+        return self
+
+
+def _later_fields(message: Message, version: int) -> Iterator[tuple[str, int]]:
+    """Fields that are set although the version does not know them, and since when each exists."""
+    for name, field in type(message).model_fields.items():
+        value = getattr(message, name)
+        if value is not None and since(field) > version:
+            yield name, since(field)
+        for item in value if isinstance(value, list) else ():
+            yield from ((f"{name}.{inner}", first) for inner, first in _later_fields(item, version))
 
 
 class Event(Envelope):
@@ -140,6 +179,11 @@ class Profile(Envelope):
 
 
 ENTITIES: dict[str, type[Envelope]] = {"event": Event, "order": Order, "product": Product, "profile": Profile}
+
+_MODELS: tuple[type[Message], ...] = (*ENTITIES.values(), OrderLine)
+
+SCHEMA_VERSION = max(since(field) for model in _MODELS for field in model.model_fields.values())
+"""Version the contracts have together: that of the field that came last. Messages of it and of every earlier version are accepted."""
 
 KAFKA_KEY_FIELDS: dict[str, tuple[str, ...]] = {
     # First field that is set becomes the Kafka key; the later ones are the stated stand-ins for an unknown customer.

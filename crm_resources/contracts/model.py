@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AwareDatetime, BaseModel
 
-from crm_resources.contracts.entities import ENTITIES, Envelope
+from crm_resources.contracts.entities import ENTITIES, Envelope, since
 
 
 class ColumnType(StrEnum):
@@ -34,7 +35,8 @@ class Column:
     """One field of a contract, free of pydantic.
 
     `minimum`/`maximum` bound integers, `min_length`/`max_length` strings and lists (characters, items),
-    `precision`/`scale` decimals; `allowed` lists the permitted strings; `pattern` is a regular expression.
+    `precision`/`scale` decimals; `allowed` lists the permitted strings; `pattern` is a regular expression; `since` is the schema
+    version that brought the field, `None` for a column that is in no contract.
     """
 
     name: str
@@ -50,6 +52,12 @@ class Column:
     precision: int | None = None
     scale: int | None = None
     items: tuple[Column, ...] = ()
+    since: int | None = None
+
+    @property
+    def is_later(self) -> bool:
+        """Whether the field was added to a contract that was in use."""
+        return self.since is not None and self.since > 1
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,40 @@ def contract_for(name: str) -> Contract:
     raise KeyError(msg)
 
 
+def known_fields(columns: tuple[Column, ...], fields: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """The fields of a message, or of an item of a list, that a schema version knows; the others are left out.
+
+    Args:
+        columns: of the contract, or of the list.
+        fields: values by name.
+        version: schema version the message follows.
+    """
+    return {
+        c.name: [known_fields(c.items, item, version) for item in fields[c.name]] if c.items and fields[c.name] else fields[c.name]
+        for c in columns
+        if c.name in fields and (c.since or 1) <= version
+    }
+
+
+def version_needed(columns: tuple[Column, ...], fields: Mapping[str, Any]) -> int:
+    """Lowest schema version that knows every field that is set.
+
+    A record that does not say its version gets this one: what was sent before a field was added is sent again as the same bytes.
+
+    Args:
+        columns: of the contract, or of a list.
+        fields: values by name; what the contract does not know, or cannot hold, does not count.
+    """
+    found = [1]
+    for column in columns:
+        value = fields.get(column.name)
+        if value is not None:
+            found.append(column.since or 1)
+        if column.items and isinstance(value, list):
+            found.extend(version_needed(column.items, item) for item in value if isinstance(item, Mapping))
+    return max(found)
+
+
 def _contract(entity: str, model: type[Envelope]) -> Contract:
     return Contract(
         entity=entity,
@@ -123,8 +165,19 @@ def _contract(entity: str, model: type[Envelope]) -> Contract:
 
 def _columns(model: type[BaseModel]) -> tuple[Column, ...]:
     return tuple(
-        _column(name, field.annotation, list(field.metadata), field.description or "") for name, field in model.model_fields.items()
+        _dated(_column(name, field.annotation, list(field.metadata), field.description or ""), since(field))
+        for name, field in model.model_fields.items()
     )
+
+
+def _dated(column: Column, version: int) -> Column:
+    """The column with the schema version that brought it."""
+    if version > 1 and (not column.nullable or column.type is ColumnType.LIST):
+        msg = (
+            f"contract field {column.name!r} is added in version {version}: it must be `… | None`, and no list, for older messages lack it"
+        )
+        raise TypeError(msg)
+    return replace(column, since=version)
 
 
 def _column(name: str, annotation: Any, metadata: list[Any], description: str) -> Column:  # noqa: ANN401 -- a type expression

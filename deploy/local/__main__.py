@@ -23,8 +23,8 @@ from rich.table import Table
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import load_settings
 from crm_resources.supervisor import ProcessState, Service
+from deploy.local import contracts, postgres, preflight
 from deploy.local import jars as jar_files
-from deploy.local import postgres, preflight
 from deploy.local.errors import StackError
 from deploy.local.lake_choice import LakeKind
 from deploy.local.ports import LOOPBACK
@@ -55,6 +55,7 @@ def up(
     with _told():
         settings = load_settings()
         stack = Stack(settings, Reporter(console), lake=lake)
+        contracts.bring_up_to_date(settings, Reporter(console))
         try:
             result = stack.up(environment=not services_only)
         except StackError:

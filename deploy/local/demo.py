@@ -27,6 +27,7 @@ from crm_resources import lake, warehouse
 from crm_resources.layout import SILVER
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import REPOSITORY, Settings, load_settings
+from deploy.local import contracts
 from deploy.local.errors import StackError
 from deploy.local.lake_choice import LakeKind
 from deploy.local.memory import PeakMemory
@@ -92,6 +93,7 @@ def _run(started: datetime, steps: Steps, data: Path | None, speed: str, lake_ki
         with steps.step("check", f"Checking {data.name}"):
             _tool("generator", "replay", str(data), "--env", environment, "--prepare-only")
     with steps.step("stack", "Starting Kafka, PostgreSQL and Dagster"):
+        contracts.bring_up_to_date(load_settings(), Reporter(console))
         up = Stack(load_settings(), Reporter(console), lake=lake_kind).up()
     settings = load_settings()
     with PeakMemory(settings.home) as memory:

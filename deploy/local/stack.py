@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Self
 
 from crm_resources import object_store
+from crm_resources.contracts.derive_files import fingerprint
+from crm_resources.contracts.evolution import SchemaRefused
 from crm_resources.settings import Settings
 from crm_resources.stream_launcher import SupervisedStream
 from crm_resources.supervisor import (
@@ -74,6 +76,7 @@ _OWN_VARIABLES = {
     "CRM_KAFKA_BOOTSTRAP",
     "CRM_DEMO_STARTED",
     "CRM_SUPERVISOR_SOCKET",
+    "CRM_CONTRACTS",
     run.MARK,
     *Port,
     # Kept in files, where the processes find them; a variable would go on counting after the file has changed.
@@ -382,7 +385,10 @@ class Stack:
         from crm_resources import warehouse
 
         with self._say.step(f"preparing database {self.settings.database}"):
-            warehouse.prepare(self.settings)
+            try:
+                warehouse.prepare(self.settings)
+            except SchemaRefused as error:
+                raise StackError(f"the raw tables of {self.settings.database} were left as they are: {error}") from error
 
     def _await_definitions(self, webserver_port: int) -> None:
         """The code server serves although the code behind it cannot be imported; the webserver knows."""
@@ -489,6 +495,8 @@ class Stack:
             "CRM_HOME": str(self.settings.home),
             "CRM_ENV": self.settings.env,
             "CRM_JARS_DIR": str(self.settings.jars_root),
+            # Read by nobody: a group whose configuration changed is started anew, and its processes must know the contracts of today.
+            "CRM_CONTRACTS": fingerprint(),
         }
 
     # -- steps of down ------------------------------------------------------------------------------------------------

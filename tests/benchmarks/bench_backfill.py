@@ -7,24 +7,22 @@ starts Spark and refines what bronze holds, timed from the first trigger to the 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-import psutil  # noqa: TID253 -- the benchmark measures with it
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import load_settings
+from tests.own_stack import own_home
+from tests.process_usage import ProcessUsage
 
 BRONZE_TARGET = 100_000
 
@@ -53,18 +51,9 @@ def measure(
         return
     started = datetime.now(UTC)
     settings = load_settings()
-    home = settings.home / "bench-backfill"
-    environ = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("CRM_")},
-        "CRM_HOME": str(home),
-        "CRM_ENV": "bench",
-        "CRM_JARS_DIR": str(settings.jars_root),
-        "CRM_DRIVER_MEMORY": driver_memory,
-        "CRM_SPARK_CORES": str(settings.spark_cores),
-        "CRM_TRIGGER_SECONDS": "0",
-    }
-    shutil.rmtree(home, ignore_errors=True)
-    try:
+    variables = {"CRM_DRIVER_MEMORY": driver_memory, "CRM_SPARK_CORES": str(settings.spark_cores), "CRM_TRIGGER_SECONDS": "0"}
+    with own_home("bench-backfill", **variables) as environ:
+        home = Path(environ["CRM_HOME"])
         command = ["-m", "generator", "backfill", "--into", "bronze", "--customers", str(customers), "--days", str(days)]
         with CONSOLE.status("into bronze"):
             bronze = _watched(environ, *command)
@@ -73,8 +62,6 @@ def measure(
             silver = _watched(environ, "-m", "tests.benchmarks.bench_backfill", "refine")
         refined = json.loads(silver.output.splitlines()[-1])
         lake_mib = sum(f.stat().st_size for f in Path(home / "bench" / "lake" / "bronze").rglob("*.parquet")) / 2**20
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
     figures = {
         "rows": float(rows),
         "bronze_rows_per_s": round(rows / bronze.seconds),
@@ -125,37 +112,15 @@ def refine() -> None:
 
 def _watched(environ: dict[str, str], *arguments: str) -> Watched:
     begun = time.monotonic()
-    with subprocess.Popen([sys.executable, *arguments], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        peak, done = [0.0], threading.Event()
-
-        def sample() -> None:
-            while not done.wait(0.25):
-                peak[0] = max(peak[0], _rss_mib(process.pid))
-
-        sampler = threading.Thread(target=sample, daemon=True)
-        sampler.start()
+    with (
+        subprocess.Popen([sys.executable, *arguments], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        ProcessUsage(process.pid) as usage,
+    ):
         output, complaints = process.communicate()
-        done.set()
-        sampler.join()
     if process.returncode:
         CONSOLE.print(complaints[-4000:], markup=False)
         raise typer.Exit(1)
-    return Watched(time.monotonic() - begun, peak[0], output)
-
-
-def _rss_mib(pid: int) -> float:
-    try:
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0.0
-    total = 0
-    for member in family:
-        try:
-            total += member.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total / 2**20
+    return Watched(time.monotonic() - begun, usage.peak_mib, output)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from empty tables (`drain_run`). Shows medians with their spread and writes `.cr
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -22,9 +21,9 @@ from rich.table import Table
 
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import load_settings
-from deploy.local.stack import Stack
 from tests.benchmarks.drain_load import preload
 from tests.benchmarks.drain_run import WARM, Measured, Mode
+from tests.own_stack import own_home, own_stack
 
 FIGURES = {
     Mode.INGEST: "bronze_rows_per_s",
@@ -58,28 +57,15 @@ def main(
     """Measure the drain of preloaded events."""
     started = datetime.now(UTC)
     settings = load_settings()
-    home = settings.home / "bench"
-    environ = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("CRM_")},
-        "CRM_HOME": str(home),
-        "CRM_ENV": "bench",
-        "CRM_JARS_DIR": str(settings.jars_root),
+    variables = {
         "CRM_DRIVER_MEMORY": drivers_memory,
         "CRM_SPARK_CORES": str(settings.spark_cores),
         "CRM_TRIGGER_SECONDS": "0",
         "CRM_MAX_RECORDS_PER_BATCH": str(settings.max_records_per_batch),
     }
-    if broker:
-        environ["CRM_KAFKA_BOOTSTRAP"] = broker
+    place = own_home("bench", CRM_KAFKA_BOOTSTRAP=broker, **variables) if broker else own_stack("bench", **variables)
+    with place as environ:
         measured = _measure(environ, events, warm_events, history_rows, runs, [Mode(m) for m in modes.split(",")])
-    else:
-        stack = Stack(load_settings(environ), environ=environ)
-        try:
-            stack.up(environment=False)
-            measured = _measure(environ, events, warm_events, history_rows, runs, [Mode(m) for m in modes.split(",")])
-        finally:
-            stack.down()
-            shutil.rmtree(home, ignore_errors=True)
     figures = _figures(measured)
     missed = _missed(figures)
     _show(measured, missed)

@@ -23,7 +23,7 @@ from rich.table import Table
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import load_settings
 from tests.benchmarks.generator_run import Measured, Mode
-from tests.benchmarks.own_broker import own_broker
+from tests.own_stack import own_stack
 
 EVENTS_PER_SECOND = 50_000
 FAKER_FACTOR = 20
@@ -39,7 +39,7 @@ def main(
     """Measure the generator."""
     started = datetime.now(UTC)
     found: dict[Mode, list[Measured]] = {mode: [] for mode in Mode}
-    with own_broker("bench-generator") as environ:
+    with own_stack("bench-generator") as environ:
         _run(environ, Mode.RAW, min(events, 100_000))  # the broker's first records are slow
         for number in range(runs):
             for mode in Mode:

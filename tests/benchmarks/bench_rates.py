@@ -20,7 +20,7 @@ from generator.meter import Second
 from generator.scenario import LiveScenario, Mix, Phase
 from generator.scenario_report import figures_of, phase_table
 from generator.scenario_run import RunOptions, ScenarioRun
-from tests.benchmarks.own_broker import own_broker
+from tests.own_stack import own_stack
 
 ALLOWED = 0.02
 
@@ -38,7 +38,7 @@ def main(
     phases = tuple(Phase(name=f"{rate:g} per s", duration=seconds, rate=rate) for rate in wanted)
     mix = Mix(events=0.93, orders=0.04, products=0.005, profiles=0.025)
     scenario = LiveScenario(description="A ladder of rates.", seed=4, customers=5_000, mix=mix, phases=phases)
-    with own_broker("bench-rates") as environ, CONSOLE.status("starting") as status:
+    with own_stack("bench-rates") as environ, CONSOLE.status("starting") as status:
 
         def show(over: Second) -> None:
             status.update(f"{over.phase}: achieved {over.achieved:,}/s, late p99 {1000 * over.lateness.p99_seconds:,.1f} ms")

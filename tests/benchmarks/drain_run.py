@@ -8,16 +8,14 @@ line of JSON.
 from __future__ import annotations
 
 import json
-import threading
+import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
-import psutil  # noqa: TID253 -- the benchmark measures with it
 import typer
 
 from crm_assets.streaming.ingest import start_ingest, topics
@@ -30,6 +28,7 @@ from crm_resources.lake_tables import create_table
 from crm_resources.layout import BRONZE, SILVER, silver_columns, topic_name
 from crm_resources.settings import Settings, load_settings
 from crm_resources.spark import spark_conf, spark_session
+from tests.process_usage import ProcessUsage
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -66,39 +65,6 @@ class Measured:
         return self.rows / self.seconds
 
 
-@dataclass
-class Usage:
-    """Samples CPU and memory of this process and its Java process."""
-
-    peak_mib: float = 0.0
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def processes(self) -> list[psutil.Process]:
-        """This process and everything below it."""
-        own = psutil.Process()
-        return [own, *own.children(recursive=True)]
-
-    def cpu_seconds(self) -> float:
-        """CPU time used until now."""
-        return sum(sum(p.cpu_times()[:2]) for p in self.processes())
-
-    def sample(self) -> None:
-        """Keep the peak up to date until stopped."""
-        while not self._stop.wait(0.5):
-            self.peak_mib = max(self.peak_mib, sum(p.memory_info().rss for p in self.processes()) / 2**20)
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Sample while the block runs."""
-        thread = threading.Thread(target=self.sample, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            thread.join()
-
-
 def main(
     mode: Annotated[Mode, typer.Argument(help="What to measure.")],
     history_rows: Annotated[int, typer.Option(help="Rows of history for the mode `history`.")] = 10_000_000,
@@ -106,13 +72,12 @@ def main(
     """Run one mode and print its figures."""
     settings = load_settings()
     warm = settings.model_copy(update={"env": WARM})
-    usage = Usage()
-    with usage.running():
+    with ProcessUsage(os.getpid()) as usage:
         drain = _DRAINS[mode]
         drain(warm, min(history_rows, 100_000))
-        before = usage.cpu_seconds()
+        before = usage.cpu_seconds
         rows, seconds = drain(settings, history_rows)
-        cpu = usage.cpu_seconds() - before
+        cpu = usage.cpu_seconds - before
     typer.echo(json.dumps(asdict(Measured(mode, rows, seconds, cpu, usage.peak_mib))))
 
 
@@ -170,10 +135,10 @@ def drain_history(settings: Settings, history: int) -> tuple[int, float]:
 
 def drain_quickstart(settings: Settings, _history: int) -> tuple[int, float]:
     """Spark as its guides show it: a query per topic, `from_json`, Delta, default settings; nothing kept raw, checked or deduplicated."""
-    spark, wanted = _default_session(settings), waiting(settings)
+    spark, wanted = default_session(settings), waiting(settings)
     queries = [
-        _topic(spark, settings, contract)
-        .select(_read_json(contract).alias("data"))
+        topic_stream(spark, settings, contract)
+        .select(read_json(contract).alias("data"))
         .select("data.*")
         .writeStream.format("delta")
         .option("checkpointLocation", f"{settings.checkpoint_root}/quickstart-{contract.plural}")
@@ -189,9 +154,9 @@ def drain_plain(settings: Settings, _history: int) -> tuple[int, float]:
 
     In batches, as an endless stream has them: one batch of everything would have no history to look at.
     """
-    spark, wanted = _default_session(settings), waiting(settings)
+    spark, wanted = default_session(settings), waiting(settings)
     queries = [
-        _topic(spark, settings, contract, max_records=settings.max_records_per_batch)
+        topic_stream(spark, settings, contract, max_records=settings.max_records_per_batch)
         .writeStream.foreachBatch(_plain_step(settings, contract))
         .option("checkpointLocation", f"{settings.checkpoint_root}/plain-{contract.plural}")
         .trigger(availableNow=True)
@@ -213,7 +178,7 @@ def _plain_step(settings: Settings, contract: Contract) -> Callable[[DataFrame, 
         spark = batch.sparkSession
         batch.persist()
         batch.select(*where, "key", "value").write.format("delta").mode("append").save(raw)
-        parsed = batch.select(*where, "value", _read_json(contract).alias("data")).persist()
+        parsed = batch.select(*where, "value", read_json(contract).alias("data")).persist()
         readable = F.col("data.event_id").isNotNull()
         parsed.where(~readable).select(*where, "value").write.format("delta").mode("append").save(dead)
         good = parsed.where(readable).select("data.*", *where).dropDuplicates(["event_id"])
@@ -226,7 +191,7 @@ def _plain_step(settings: Settings, contract: Contract) -> Callable[[DataFrame, 
     return step
 
 
-def _default_session(settings: Settings) -> SparkSession:
+def default_session(settings: Settings) -> SparkSession:
     """Spark with its own defaults, but for where it finds Delta, and how much memory it has."""
     from pyspark.sql import SparkSession
 
@@ -240,14 +205,14 @@ def _default_session(settings: Settings) -> SparkSession:
         "spark.ui.enabled",
     )
     builder = SparkSession.builder.config("spark.local.dir", ours["spark.local.dir"])
-    for name in kept:
+    for name in (*kept, *(name for name in ours if name.startswith("spark.hadoop.fs."))):
         builder = builder.config(name, ours[name])
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     return spark
 
 
-def _topic(spark: SparkSession, settings: Settings, contract: Contract, max_records: int | None = None) -> DataFrame:
+def topic_stream(spark: SparkSession, settings: Settings, contract: Contract, max_records: int | None = None) -> DataFrame:
     """The stream of an entity's topic, from its start."""
     reader = (
         spark.readStream.format("kafka")
@@ -258,7 +223,7 @@ def _topic(spark: SparkSession, settings: Settings, contract: Contract, max_reco
     return (reader if max_records is None else reader.option("maxOffsetsPerTrigger", str(max_records))).load()
 
 
-def _read_json(contract: Contract) -> Column:
+def read_json(contract: Contract) -> Column:
     """The message as typed columns."""
     from pyspark.sql import functions as F
 

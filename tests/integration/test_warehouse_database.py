@@ -9,6 +9,7 @@ import pytest
 from adbc_driver_postgresql import dbapi  # noqa: TID253 -- tests need not start fast
 
 from crm_resources import warehouse
+from crm_resources.contracts.evolution import SchemaRefused
 from crm_resources.settings import Settings
 from deploy.local.stack import Stack
 from tests.oracle.refresh import data_set
@@ -32,6 +33,44 @@ def test_preparing_again_changes_nothing(prepared: Settings):
     before = warehouse.fetch_rows(prepared, sql)
     warehouse.prepare(prepared)
     assert warehouse.fetch_rows(prepared, sql) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "back", "refused"),
+    [
+        ("add column mine text", "drop column mine", r"raw\.orders\.mine: is stored, but not declared"),
+        (
+            "alter column amount type numeric(20,4)",
+            "alter column amount type numeric(18,4)",
+            r"raw\.orders\.amount: is stored as numeric\(20,4\)",
+        ),
+        ("alter column currency drop not null", "alter column currency set not null", r"raw\.orders\.currency: may be null in the table"),
+    ],
+)
+def test_a_raw_table_that_differs_from_its_contract_is_refused_and_left_alone(prepared: Settings, change: str, back: str, refused: str):
+    execute(prepared, f"alter table raw.orders {change}")
+    changed = warehouse.actual_columns(prepared, "raw", "orders")
+    try:
+        with pytest.raises(SchemaRefused, match=refused):
+            warehouse.prepare(prepared)
+        assert warehouse.actual_columns(prepared, "raw", "orders") == changed
+    finally:
+        execute(prepared, f"alter table raw.orders {back}")
+    warehouse.prepare(prepared)
+
+
+def test_a_field_that_became_optional_may_be_null_in_its_raw_table(prepared: Settings):
+    execute(prepared, "alter table raw.orders alter column country set not null")
+
+    warehouse.prepare(prepared)
+
+    sql = "select not attnotnull from pg_attribute where attrelid = 'raw.orders'::regclass and attname = 'country'"
+    assert warehouse.fetch_rows(prepared, sql) == [(True,)]
+
+
+def execute(settings: Settings, statement: str) -> None:
+    with warehouse.connect(settings, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
 
 
 def test_questions_before_the_first_load_have_empty_answers(stack_services: Stack):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -12,8 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crm_resources.contracts import Column, ColumnType, Contract, contract_for, contracts
-from crm_resources.contracts.canonical import column_digests, column_texts, digest_sql, message_digest, message_text
+from crm_resources.contracts import Column, ColumnType, Contract, Envelope, canonical, contract_for, contracts
+from crm_resources.contracts.canonical import (
+    column_digests,
+    column_texts,
+    digest_sql,
+    message_digest,
+    message_text,
+    message_tokens,
+    own_text,
+)
 from crm_resources.contracts.derive_arrow import arrow_schema
 from tests.canonical_messages import messages, typed
 
@@ -115,3 +125,48 @@ def test_silver_types_have_a_text() -> None:
 
 def _any(column: Column) -> Any:
     return {ColumnType.STRING: "x", ColumnType.INT: 1, ColumnType.LONG: 1}.get(column.type)
+
+
+@pytest.fixture
+def grown(monkeypatch: pytest.MonkeyPatch) -> Iterator[Contract]:
+    """The order's contract with a note and, in its lines, an engraving, both since version 2."""
+    known = contract_for("order")
+    note, engraving = (Column(name, ColumnType.STRING, True, "", since=2) for name in ("note", "engraving"))
+    columns = tuple(replace(c, items=(*c.items, engraving)) if c.items else c for c in known.columns)
+    contract = replace(known, columns=(*columns, note))
+    monkeypatch.setattr(canonical, "contract_for", lambda _entity: contract)
+    monkeypatch.setattr(canonical, "SCHEMA_VERSION", 2)
+    for cached in (canonical._writers, canonical._own_writers):
+        cached.cache_clear()
+    yield contract
+    for cached in (canonical._writers, canonical._own_writers):
+        cached.cache_clear()
+
+
+def test_a_message_keeps_its_text_when_the_contract_grows(grown: Contract) -> None:
+    before = message_text("order", ORDER)
+    lines = [line | {"engraving": "A, B"} for line in ORDER["lines"]]
+    of_version_1, of_version_2 = ORDER | {"lines": lines, "note": "n"}, ORDER | {"lines": lines, "note": "n", "schema_version": 2}
+
+    assert before.endswith("1.5000,~,~;2,1:b,~,-1,1.5000,~,~]")
+    assert message_text("order", of_version_1) == before, "a message of version 1 has no field of version 2"
+    assert message_text("order", of_version_2) == (
+        before.replace(",1:1,2,1,2026", ",1:1,2,2,2026")
+        .replace("~,~;", "~,~,engraving=4:A, B;")
+        .replace("~,~]", "~,~,engraving=4:A, B],note=1:n")
+    )
+    assert (
+        own_text("order", {k: v for k, v in of_version_2.items() if k not in Envelope.model_fields})
+        == (message_text("order", of_version_2).partition(",1:s,1:r,")[2])
+    )
+    assert [message_tokens("order", m)["note"] for m in (of_version_1, of_version_2)] == ["~", "1:n"]
+
+
+def test_silver_gives_the_text_of_later_fields_too(grown: Contract) -> None:
+    noted = ORDER | {"schema_version": 2, "note": "n", "lines": [line | {"engraving": "e"} for line in ORDER["lines"]]}
+    partly = ORDER | {"schema_version": 2, "note": None, "lines": [ORDER["lines"][0], ORDER["lines"][1] | {"engraving": ""}]}
+    empty = ORDER | {"schema_version": 2, "note": "", "lines": []}
+    rows = [ORDER, noted, partly, empty]
+
+    assert column_texts(grown, silver(grown, rows)) == [message_text("order", m) for m in rows]
+    assert len({message_text("order", m) for m in rows}) == len(rows)

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from crm_resources.contracts import ENTITIES, Reason
+from crm_resources.contracts.entities import SCHEMA_VERSION
 from crm_resources.contracts.model import MAX_MESSAGE_BYTES
 from crm_resources.ordered_defects import Expected
 from generator.defects import DefectShares, LateDelays, spoil, suits, with_defects
@@ -48,7 +49,7 @@ def judge(record: Outgoing, accepted: dict[str, bytes]) -> Reason | None:
         return Reason.CORRUPT_JSON
     if message["entity"] != record.entity:
         return Reason.UNKNOWN_ENTITY
-    if message["schema_version"] != 1:
+    if message["schema_version"] > SCHEMA_VERSION:
         return Reason.UNKNOWN_SCHEMA_VERSION
     try:
         model = ENTITIES[record.entity].model_validate_json(text, strict=True)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from supervisor.datatypes import dict_of_key_value_pairs
 
+from crm_resources.contracts.derive_files import fingerprint
 from crm_resources.settings import Settings, load_settings
 from crm_resources.supervisor import SHARED_GROUP, Service, Start, socket_path
 from deploy.local import dagster, jars, kafka, ports, postgres, preflight, run, secret_files, supervisord
@@ -199,6 +200,12 @@ def test_no_secret_reaches_a_configuration_file(settings: Settings):
     assert handed_on["CRM_TRIGGER_SECONDS"] == "1"
     assert "hidden" not in json.dumps(handed_on)
     assert "hidden" not in json.dumps(dagster.instance_config(settings))
+
+
+def test_services_are_told_the_contracts_so_that_a_change_starts_them_anew(settings: Settings):
+    handed_on = Stack(settings, environ={"CRM_CONTRACTS": "of a process that was started before"})._process_environment()
+
+    assert handed_on["CRM_CONTRACTS"] == fingerprint()
 
 
 def test_secrets_are_readable_by_their_owner_only(settings: Settings):

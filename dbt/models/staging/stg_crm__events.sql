@@ -20,6 +20,7 @@ select
     event_time as occurred_at,
     {{ business_date('event_time') }} as business_date,
     {{ business_date('event_time') }} <= {{ as_of() }} as is_within_as_of,
+    {{ later_columns('events') }}
     ingested_at,
     loaded_at
 from source

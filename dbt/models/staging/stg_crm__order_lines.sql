@@ -16,5 +16,6 @@ select
     unit_price,
     cast(quantity * unit_price as numeric(18, 4)) as amount,
     line_time,
+    {{ later_columns('order_lines') }}
     source_line
 from source

@@ -22,6 +22,7 @@ select
     event_time as message_at,
     {{ business_date('event_time') }} as business_date,
     {{ business_date('event_time') }} <= {{ as_of() }} as is_within_as_of,
+    {{ later_columns('orders') }}
     ingested_at,
     loaded_at
 from source

@@ -18,6 +18,7 @@ select
     stock,
     active as is_active,
     event_time as message_at,
+    {{ later_columns('products') }}
     ingested_at,
     loaded_at
 from source

@@ -20,6 +20,7 @@ select
     opted_out as is_opted_out,
     erased as is_erased,
     event_time as message_at,
+    {{ later_columns('profiles') }}
     ingested_at,
     loaded_at
 from source

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from crm_resources.contracts import contract_for
-from crm_resources.contracts.entities import ENTITY_KEY_FIELDS, utc
+from crm_resources.contracts.entities import ENTITY_KEY_FIELDS, SCHEMA_VERSION, utc
 from crm_resources.contracts.model import MAX_MESSAGE_BYTES
 
 ARRIVED = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -166,7 +166,7 @@ def model_accepts(entity: str, raw: bytes, *, tolerance: timedelta = timedelta(d
     except (ValidationError, ValueError, RecursionError):
         return False
     key = next((v for v in (getattr(message, f) for f in ENTITY_KEY_FIELDS[entity]) if v is not None), None)
-    if message.schema_version != 1 or message.entity_key != key or message.event_time > ARRIVED + tolerance:
+    if message.schema_version > SCHEMA_VERSION or message.entity_key != key or message.event_time > ARRIVED + tolerance:
         return False
     return _narrow(known, contract.columns)
 

@@ -14,7 +14,7 @@ import pytest
 
 from crm_assets.streaming.transform import DETAIL, OK, REASON, Limits, Screen, classify
 from crm_resources.contracts import Reason, contract_for, contracts
-from crm_resources.contracts.entities import utc
+from crm_resources.contracts.entities import SCHEMA_VERSION, utc
 from crm_resources.contracts.model import MAX_MESSAGE_BYTES
 from tests.integration.stream.lake_fixtures import Lake, records
 from tests.integration.stream.messages import ARRIVED, BYTE_CHANGES, Message, good_message, model_accepts, spoil
@@ -58,6 +58,8 @@ def order_line(**fields: object) -> dict[str, object]:
     return {k: v for k, v in {**line, **fields}.items() if v != "absent"}
 
 
+NEXT = SCHEMA_VERSION + 1
+
 CASES: list[tuple[str, str, bytes | None, Reason, str]] = [
     ("null value", "event", None, Reason.NULL_VALUE, ""),
     ("above 1 MiB", "event", changed("event", page="x" * MAX_MESSAGE_BYTES), Reason.OVERSIZED, "bytes"),
@@ -72,7 +74,7 @@ CASES: list[tuple[str, str, bytes | None, Reason, str]] = [
     ("NaN amount", "order", changed("order", amount=float("nan")), Reason.CORRUPT_JSON, ""),
     ("entity of another topic", "event", changed("order"), Reason.UNKNOWN_ENTITY, "order"),
     ("unknown entity", "event", changed("event", entity="visit"), Reason.UNKNOWN_ENTITY, "visit"),
-    ("unknown schema version", "event", changed("event", schema_version=2), Reason.UNKNOWN_SCHEMA_VERSION, "2"),
+    ("unknown schema version", "event", changed("event", schema_version=NEXT), Reason.UNKNOWN_SCHEMA_VERSION, str(NEXT)),
     ("no event id", "event", changed("event", event_id="absent"), Reason.MISSING_FIELD, "event_id"),
     ("null where required", "profile", changed("profile", opted_out=None), Reason.MISSING_FIELD, "opted_out"),
     ("line without price", "order", changed("order", lines=[order_line(unit_price="absent")]), Reason.MISSING_FIELD, "lines.unit_price"),
