@@ -412,7 +412,7 @@ def _compact_by_spark(settings: Settings, spark: SparkSession, plan: CompactionP
     for name, value in {"minFileSize": SMALL_BYTES, "maxFileSize": TARGET_BYTES, "maxThreads": 1}.items():
         session.conf.set(f"spark.databricks.delta.optimize.{name}", str(value))
     where = " and ".join(f"{name} = '{value}'" for name, value in plan.partition.items())
-    SparkTable.forPath(session, settings.table_uri(plan.table.path)).optimize().where(where).executeCompaction()
+    SparkTable.forPath(session, settings.spark_uri(plan.table.path)).optimize().where(where).executeCompaction()
     LOG.info("compacted %s %s: %s small files", plan.table.name, dict(plan.partition), plan.small_files)
 
 
