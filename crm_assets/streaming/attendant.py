@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from crm_assets.streaming import replay, upkeep
 from crm_assets.streaming.refine import RefineStep, StepClosed
-from crm_assets.streaming.requests import Answer, Request, RequestKind, answer, open_requests
+from crm_assets.streaming.requests import Answer, Request, RequestKind, answer, forget_answered, open_requests
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+
+KEPT = timedelta(days=7)
+"""Answered requests are kept this long, for people who ask what was done; a driver that starts removes older ones."""
 
 Handler = Callable[[Settings, "SparkSession", RefineStep, Request], dict[str, Any]]
 """Carries out a request; what it returns are the answer's figures, what it raises is the answer's error."""
@@ -68,6 +71,10 @@ class Attendant:
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
+        try:
+            forget_answered(self._settings, datetime.now(UTC) - KEPT)
+        except Exception:
+            LOG.exception("old requests could not be removed")
         while not self._stop.wait(POLL_SECONDS):
             step = self._step()
             if step is None:

@@ -34,6 +34,12 @@ LOG = logging.getLogger(__name__)
 
 INGEST = "ingest"
 
+RECORDS_OF_ONE_TASK = 20_000
+"""Records one task writes in a few tenths of a second. Beyond, all cores share a batch."""
+
+Planned = Mapping[Partition, tuple[int | None, int]]
+"""Offsets a batch was to read: the first (`None`: where the partition begins) and the one behind the last, by partition."""
+
 
 class IngestStep:
     """What the ingest query does with each batch. One object per start of the query.
@@ -83,8 +89,10 @@ class IngestStep:
         started = time.monotonic()
         self._passing(CrashPoint.INGEST_BEFORE_COMMIT)
         self._may_write()
+        planned = planned_ranges(self.checkpoint, batch_id)
         (
-            batch.write.format("delta")
+            batch.coalesce(self._files(planned))
+            .write.format("delta")
             .mode("append")
             .option("txnAppId", self.application)
             .option("txnVersion", str(batch_id))
@@ -94,7 +102,7 @@ class IngestStep:
         commit = self._commit_of(batch_id)
         seconds = time.monotonic() - started
         ranges = self._captured(commit.added)
-        self._compare(batch_id, ranges)
+        self._compare(batch_id, planned, ranges)
         done = Batch(INGEST, self.generation.id, batch_id, ranges, None, seconds, datetime.now(UTC), _newest(commit))
         self._ledger.note(done)
         self._noted(done)
@@ -184,9 +192,13 @@ class IngestStep:
         ranges = ranges_of(found)
         return tuple(replace(r, rows_bronze=r.rows_in, rows_in=r.to_offset - r.from_offset) for r in ranges)
 
-    def _compare(self, batch_id: int, ranges: tuple[BatchRange, ...]) -> None:
+    def _files(self, planned: Planned) -> int:
+        """In how many tasks to write, each of which leaves a file per topic: a small batch is not worth a second one."""
+        records = sum(end - begin for begin, end in planned.values() if begin is not None)
+        return self._settings.spark_cores if records > RECORDS_OF_ONE_TASK else 1
+
+    def _compare(self, batch_id: int, wanted: Planned, ranges: tuple[BatchRange, ...]) -> None:
         """Rows written against records read, partition by partition."""
-        wanted = planned_ranges(self.checkpoint, batch_id)
         written = {r.partition: r for r in ranges}
         for partition, (begin, end) in wanted.items():
             found = written.get(partition)
@@ -206,7 +218,7 @@ def _batches_of(commit: Commit) -> list[tuple[str, int]]:
     return [(name.removeprefix(f"{INGEST}-"), batch) for name, batch in commit.transactions.items() if name.startswith(f"{INGEST}-")]
 
 
-def planned_ranges(checkpoint: Path, batch_id: int) -> dict[Partition, tuple[int | None, int]]:
+def planned_ranges(checkpoint: Path, batch_id: int) -> Planned:
     """Offsets a batch was to read, by partition: the first, and the one behind the last. Spark notes them before it runs the batch.
 
     The first is `None` where Spark began at the start of a partition that was new. Partitions without new records are left out.
@@ -265,7 +277,7 @@ def drain_ingest(spark: SparkSession, settings: Settings, step: IngestStep | Non
 
 def _writer(spark: SparkSession, settings: Settings, step: IngestStep, options: Mapping[str, str]) -> DataStreamWriter:
     spark.sparkContext.setLocalProperty("spark.scheduler.pool", INGEST)
-    rows = _bronze_rows(_kafka_rows(spark, settings, step, options), settings)
+    rows = _bronze_rows(_kafka_rows(spark, settings, step, options))
     return rows.writeStream.queryName(INGEST).option("checkpointLocation", str(step.checkpoint)).foreachBatch(step)
 
 
@@ -289,11 +301,11 @@ def _kafka_rows(spark: SparkSession, settings: Settings, step: IngestStep, optio
     )
 
 
-def _bronze_rows(records: DataFrame, settings: Settings) -> DataFrame:
+def _bronze_rows(records: DataFrame) -> DataFrame:
     from pyspark.sql import functions as F
 
     now = F.current_timestamp()
-    rows = records.select(
+    return records.select(
         F.col("partition").alias("kafka_partition"),
         F.col("offset").alias("kafka_offset"),
         F.col("timestamp").alias("kafka_timestamp"),
@@ -303,5 +315,3 @@ def _bronze_rows(records: DataFrame, settings: Settings) -> DataFrame:
         F.col("topic").alias("kafka_topic"),
         F.to_date(now).alias("ingest_date"),
     )
-    # One task per core instead of one per Kafka partition: fewer files, fewer task starts.
-    return rows.coalesce(settings.spark_cores)

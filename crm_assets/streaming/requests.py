@@ -105,6 +105,20 @@ def answer(settings: Settings, request_id: str, given: Answer) -> None:
     _write(settings, _answer_file(request_id), asdict(given))
 
 
+def forget_answered(settings: Settings, before: datetime) -> int:
+    """Remove requests that were answered before a time, with their answers; returns how many. For the driver."""
+    from pyarrow.fs import FileSelector
+
+    files = lake_filesystem(settings)
+    found = files.get_file_info(FileSelector(FOLDER, allow_not_found=True))
+    old = [info.base_name.removesuffix(".answer.json") for info in found if info.base_name.endswith(".answer.json") and info.mtime < before]
+    for request_id in old:
+        # The request first: an answer without its request means nothing, a request without its answer would be done again.
+        withdraw(settings, request_id)
+        files.delete_file(_answer_file(request_id))
+    return len(old)
+
+
 def answer_to(settings: Settings, request_id: str) -> Answer | None:
     """The answer to a request, `None` while there is none."""
     found = _read(lake_filesystem(settings), _answer_file(request_id))

@@ -286,11 +286,13 @@ def _refine(settings: Settings) -> dict[str, tuple[Reader, ...]]:
 
 def refine_position(settings: Settings) -> int | None:
     """Last version of bronze that is refined for good, by the refine query's checkpoint; `None` before its first batch."""
-    folder = live(settings).checkpoint / "offsets"
+    checkpoint = live(settings).checkpoint
+    planned = sorted((p for p in (checkpoint / "offsets").glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
+    if not planned:
+        return None
     # The batch planned last may not be done: it is then run again from where the one before it ended.
-    latest = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))[-2:]
-    starts = [json.loads(p.read_text().splitlines()[-1])["reservoirVersion"] for p in latest]
-    return min(starts) - 1 if starts else None
+    done = planned[-1:] if (checkpoint / "commits" / planned[-1].name).exists() else planned[-2:]
+    return min(int(json.loads(p.read_text().splitlines()[-1])["reservoirVersion"]) for p in done) - 1
 
 
 Readers = Callable[[Settings], Mapping[str, Sequence[Reader]]]

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from deploy.local.errors import StackError
 from deploy.local.lake_choice import LakeKind
 from deploy.local.stack import Stack
 from tests.conftest import MinioServer
+from tests.driver_process import wait_until
 from tests.integration.misbehaving_stores import CutOff, forgetful_store
 
 DEADLINE_SECONDS = 60
@@ -63,13 +63,6 @@ def forgetful(settings: Settings, header: str) -> AbstractContextManager[str]:
     keys = credentials(settings)
     assert keys is not None
     return forgetful_store(str(settings.s3_endpoint), keys, header)
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s: {what}"
-        time.sleep(0.05)
 
 
 # -- is the store fit ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -25,6 +25,7 @@ from crm_assets.streaming.requests import (
     RequestUnanswered,
     answer_to,
     ask,
+    forget_answered,
     open_requests,
     wait_for_answer,
     withdraw,
@@ -75,6 +76,19 @@ def test_a_request_is_carried_out_once_and_answered(settings: Settings) -> None:
     assert [r.id for r in done] == ["a", "b"]
     assert done[0].arguments == {"table": "bronze"}
     assert open_requests(settings) == []
+
+
+def test_old_answers_are_forgotten_and_open_requests_are_not(settings: Settings) -> None:
+    with attending(settings, lambda *_: {}):
+        ask(settings, Request("a", RequestKind.COMPACT))
+        wait(settings, "a")
+    ask(settings, Request("b", RequestKind.COMPACT))
+
+    assert forget_answered(settings, datetime.now(UTC) - timedelta(hours=1)) == 0
+    assert forget_answered(settings, datetime.now(UTC) + timedelta(hours=1)) == 1
+
+    assert answer_to(settings, "a") is None
+    assert [r.id for r in open_requests(settings)] == ["b"]
 
 
 def test_a_failure_is_the_answer_and_the_next_request_is_served(settings: Settings) -> None:

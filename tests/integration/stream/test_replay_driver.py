@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,8 +18,8 @@ from crm_assets.streaming.requests import wait_for_answer
 from crm_resources.kafka import ensure, producer
 from crm_resources.lake import files_of, open_table, read_columns, stream_counts
 from crm_resources.layout import SILVER, topic_name
+from tests.driver_process import DEADLINE_SECONDS, DriverProcess, wait_until
 from tests.integration.stream.messages import good_message
-from tests.integration.stream.test_stream_driver import DEADLINE_SECONDS, DriverProcess, wait_until
 
 FUTURE, RESENT, POISON = 70, 5, 5
 
@@ -36,10 +34,7 @@ def driver(stack_services: object, stack_environ: dict[str, str]) -> Iterator[Dr
 
 def die(driver: DriverProcess, point: CrashPoint, times: int) -> None:
     """Start the driver with a crash point, and wait until it is dead."""
-    environ = {**driver.environ, VARIABLE: f"{point}:{times}"}
-    with driver.log.open("ab") as log:
-        driver.process = subprocess.Popen([sys.executable, "-m", "crm_assets.streaming.driver"], env=environ, stdout=log, stderr=log)
-        assert driver.process.wait(DEADLINE_SECONDS) == -signal.SIGKILL
+    assert driver.launch(**{VARIABLE: f"{point}:{times}"}).wait(DEADLINE_SECONDS) == -signal.SIGKILL
 
 
 def test_a_replay_killed_half_way_and_asked_for_twice_doubles_and_loses_nothing(driver: DriverProcess) -> None:

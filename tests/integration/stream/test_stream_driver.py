@@ -8,12 +8,9 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
 import psutil  # noqa: TID253 -- a test may load what it tests with
@@ -22,7 +19,7 @@ from confluent_kafka import TopicPartition  # noqa: TID253 -- a test may load wh
 from prometheus_client.parser import text_string_to_metric_families
 
 from crm_assets.streaming.catch_up import catch_up, run_both_steps
-from crm_assets.streaming.progress import QueryState, StreamProgress, read_progress, wait_until_running
+from crm_assets.streaming.progress import QueryState, StreamProgress, read_progress
 from crm_assets.streaming.source_offsets import topics
 from crm_assets.streaming.tables import refined_tables
 from crm_resources.contracts import contract_for
@@ -32,65 +29,16 @@ from crm_resources.lake import files_of, open_table, read_columns, row_count
 from crm_resources.lake_lock import LakeLocked
 from crm_resources.layout import BATCHES, BRONZE, topic_name
 from crm_resources.object_store import ObjectStore
-from crm_resources.settings import Settings, load_settings
+from crm_resources.settings import Settings
 from crm_resources.spark import use_object_store
+from tests.driver_process import DEADLINE_SECONDS, DriverProcess, wait_until
 from tests.integration.lakes import on_both_lakes
 from tests.integration.stream.messages import good_message
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-DEADLINE_SECONDS = 180
-
 NUMBERS = itertools.count()
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s: {what}"
-        time.sleep(0.2)
-
-
-class DriverProcess:
-    """A driver of one data set, and what its tables hold."""
-
-    def __init__(self, environ: dict[str, str]) -> None:
-        self.environ = environ
-        self.settings = load_settings(environ)
-        self.process: subprocess.Popen[bytes] | None = None
-        self.log = self.settings.home / f"{self.settings.env}-driver.log"
-        self._output: IO[bytes] | None = None
-
-    def start(self) -> StreamProgress:
-        self._output = self.log.open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "crm_assets.streaming.driver"], env=self.environ, stdout=self._output, stderr=subprocess.STDOUT
-        )
-        return wait_until_running(
-            self.settings, pid=self.process.pid, timeout_seconds=DEADLINE_SECONDS, alive=lambda: self.running.poll() is None
-        )
-
-    @property
-    def running(self) -> subprocess.Popen[bytes]:
-        assert self.process is not None
-        return self.process
-
-    def java(self) -> psutil.Process:
-        return next(p for p in psutil.Process(self.running.pid).children(recursive=True) if "java" in p.name())
-
-    def rows(self) -> dict[str, int]:
-        return {t.name: row_count(self.settings, t.path) for t in (BRONZE, *refined_tables())}
-
-    def placed(self) -> int:
-        return sum(n for name, n in self.rows().items() if name != BRONZE.name)
-
-    def end(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        if self._output is not None:
-            self._output.close()
 
 
 def send(settings: Settings, count: int, seed: int) -> None:
@@ -210,8 +158,7 @@ def test_a_failing_refine_step_does_not_stop_the_capture(driver: DriverProcess) 
     blocker = Path(driver.settings.table_uri("silver"))
     blocker.parent.mkdir(parents=True, exist_ok=True)
     blocker.write_text("a file where a folder should be")
-    process = subprocess.Popen([sys.executable, "-m", "crm_assets.streaming.driver"], env=driver.environ, stderr=subprocess.DEVNULL)
-    driver.process = process
+    driver.launch()
     send(driver.settings, 100, seed=4)
 
     wait_until(lambda: row_count(driver.settings, BRONZE.path) == 100, "the records are captured")
