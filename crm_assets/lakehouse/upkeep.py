@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 from pydantic import Field
 
-from crm_assets.conventions import OWNERS, Group, lake_tables
+from crm_assets.conventions import OWNERS, STREAM_KEY, Group
 from crm_assets.streaming.requests import Request, RequestKind, RequestUnanswered, ask, wait_for_answer, withdraw
 from crm_resources.dagster_resources import SettingsResource, StreamLauncherResource
 from crm_resources.lake_lock import LakeLocked, lake_lock, lock_holder
@@ -113,8 +113,8 @@ def _request(context: dg.AssetExecutionContext, kind: RequestKind, arguments: Ma
 
 @dg.asset(
     key=COMPACTION_KEY,
-    deps=list(lake_tables()),
-    group_name=Group.LAKEHOUSE.value,
+    deps=[STREAM_KEY],
+    group_name=Group.STREAMING.value,
     kinds={"deltalake"},
     owners=OWNERS,
     description=(
@@ -134,8 +134,8 @@ def compaction(
 
 @dg.asset(
     key=VACUUM_KEY,
-    deps=list(lake_tables()),
-    group_name=Group.LAKEHOUSE.value,
+    deps=[STREAM_KEY],
+    group_name=Group.STREAMING.value,
     kinds={"deltalake"},
     owners=OWNERS,
     description=(
@@ -167,8 +167,8 @@ def vacuum(
 
 @dg.asset(
     key=CHECKPOINT_KEY,
-    deps=list(lake_tables()),
-    group_name=Group.LAKEHOUSE.value,
+    deps=[STREAM_KEY],
+    group_name=Group.STREAMING.value,
     kinds={"deltalake"},
     owners=OWNERS,
     description="A checkpoint in the log of each lake table, so that opening a table does not read hundreds of commits.",

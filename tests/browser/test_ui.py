@@ -57,7 +57,7 @@ def keep(page: Page, name: str) -> None:
 
 
 def test_the_whole_lineage_from_the_broker_to_the_marts_is_one_graph(page: Page):
-    page.set_viewport_size({"width": 2400, "height": 1700})  # the graph is drawn to fit
+    page.set_viewport_size({"width": 2400, "height": 2200})  # the graph is drawn to fit
     page.goto("/asset-groups?expanded=" + ",".join(f"global@global:{group}" for group in Group))
     for name in ("kafka", "driver", "bronze", "rfm_segments"):
         expect(page.get_by_text(name, exact=True).first).to_be_attached()
