@@ -21,7 +21,9 @@ def second_writer(ground: Ground) -> Trial:
     begun = time.monotonic()
     with ground.data_set("f13") as data:
         data.driver.start()
+        version = data.bronze_version()
         traffic = data.traffic(3_600)
+        data.wait(lambda: data.bronze_version() > version, "the driver captures something")
         second = _second(data)
         process = second.launch()
         wait_until(lambda: process.poll() is not None, "the second writer ends")
