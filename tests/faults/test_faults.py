@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
 from crm_assets.streaming.crash_points import CrashPoint
 from crm_resources.settings import REPOSITORY
 from tests.faults.data_set import Ground
-from tests.faults.experiments_content import duplicates
 from tests.faults.experiments_crash import crash_points
 from tests.faults.trial import Control, Finding, Invariant, Trial
 
@@ -25,9 +23,8 @@ def ground(stack_services: object, stack_environ: dict[str, str]) -> Ground:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("make", [crash_points, duplicates], ids=lambda f: f.__name__)
-def test_the_stream_holds_and_its_control_does_not(ground: Ground, make: Callable[[Ground], Trial]) -> None:
-    trial = make(ground)
+def test_a_driver_that_dies_between_its_writes_loses_and_doubles_nothing_and_its_control_does(ground: Ground) -> None:
+    trial = crash_points(ground)
 
     assert trial.passed, trial.complaints()
 

@@ -30,9 +30,7 @@ from crm_resources.lake_lock import LakeLocked
 from crm_resources.layout import BATCHES, BRONZE, topic_name
 from crm_resources.object_store import ObjectStore
 from crm_resources.settings import Settings
-from crm_resources.spark import use_object_store
 from tests.driver_process import DEADLINE_SECONDS, DriverProcess, wait_until
-from tests.integration.lakes import on_both_lakes
 from tests.integration.stream.messages import good_message
 
 if TYPE_CHECKING:
@@ -182,10 +180,8 @@ def content(settings: Settings) -> dict[str, list[str]]:
     return found
 
 
-@on_both_lakes
 def test_catch_up_gives_the_tables_the_stream_gives(driver: DriverProcess, spark: SparkSession) -> None:
     settings = driver.settings
-    use_object_store(spark, settings)
     send(settings, 200, seed=5)
     send(settings, 50, seed=5)
 
