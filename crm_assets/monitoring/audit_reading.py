@@ -193,9 +193,12 @@ class Reading:
                 self._put_in_order(self.ledger_order, topic, partition, keys[index][ordered], here[ordered], sequences[index][ordered])
                 self.rows["untyped"] += int(np.count_nonzero(in_silver & ~with_type))
                 missing = _MISSING[states]
-                refused = has(states, Seen.REFUSED)
-                elsewhere = judged & ~missing & (refused != to_dead_letters[index])
+                refused, is_open, ordered_dead = has(states, Seen.REFUSED), has(states, Seen.DEAD_LETTERS), to_dead_letters[index]
+                # What was refused without an order, by a limit too tight, say, and came to silver by a replay, has ended as it should.
+                elsewhere = judged & ~missing & np.where(ordered_dead, ~refused, is_open)
                 self.book.note(topic, partition, here[elsewhere], Seen.MISPLACED)
+                resolved = judged & refused & ~ordered_dead & ~is_open
+                self.reasons_found.subtract(self.replays.first_reasons(topic, partition, here[resolved]))
                 accepted[index], dead[index] = in_silver, judged & refused
                 if missing.any():
                     ids = batch.column("event_id").take(_arrow(index[missing])).to_pylist()

@@ -60,6 +60,14 @@ class ReplayBook:
             if is_open.any():
                 yield *key, offsets[is_open], letters.words[is_open]
 
+    def first_reasons(self, topic: str, partition: int, offsets: Offsets) -> list[str]:
+        """Why records of a partition were refused when they were first judged."""
+        if not len(offsets):
+            return []
+        letters = _sorted(self._letters[topic, partition])
+        found: list[str] = letters.words[np.isin(letters.numbers, (offsets << _ATTEMPT_BITS) + 1)].tolist()
+        return found
+
     def findings(self, book: CoordinateBook) -> Iterator[Finding]:
         """What the ledger leaves out or says wrongly; records too young to be judged are left out.
 

@@ -495,6 +495,18 @@ def replayed(world: World) -> World:
     return world
 
 
+def test_a_record_refused_without_an_order_has_ended_well_when_a_replay_has_accepted_it(world: World) -> None:
+    row = next(r for r in world.ledger if r["topic"] == "demo.orders" and r["defect"] is None)
+    letter = placed(row, event_id=None, reason="future_event", attempt=1)
+    world.dead.append(letter)
+    place = {k: v for k, v in letter.items() if k.startswith("kafka_")}
+    world.replays.append(place | {"attempt": 1, "outcome": "silver", "replayed_at": NOW})
+
+    assert world.audit().passed, world.audit().verdict_text()
+    world.replays.clear()
+    assert not world.audit().passed
+
+
 def test_the_books_close_after_replays(world: World) -> None:
     result = replayed(world).audit()
     assert result.passed, result.verdict_text()
