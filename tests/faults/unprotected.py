@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from types import SimpleNamespace
 from typing import Any
 
 from crm_assets.streaming import driver, ingest, refine, resumption, transform
@@ -109,8 +110,8 @@ def _without_future_events() -> None:
 
 def _without_lock() -> None:
     @contextmanager
-    def open_door(_lake_root: str, _role: str, *_rest: Any, **_named: Any) -> Iterator[None]:
-        yield
+    def open_door(*_rest: Any, **_named: Any) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(check=lambda: None)
 
     replace(driver, "lake_lock", lambda _: open_door)
 
