@@ -261,6 +261,18 @@ def read_columns(settings: Settings, path: str, files: Iterable[DataFile], colum
     return pa.concat_tables(chunks, promote_options="permissive")
 
 
+def read_table(settings: Settings, path: str, columns: Sequence[str]) -> pa.Table:
+    """Columns of all rows of the latest version, as `read_columns` gives them; no rows while the table does not exist.
+
+    Args:
+        settings: where the lake is.
+        path: table below the lake's root.
+        columns: names in the order wanted.
+    """
+    table = open_table(settings, path)
+    return read_columns(settings, path, [] if table is None else files_of(table), columns)
+
+
 def iter_batches(
     settings: Settings, path: str, files: Iterable[DataFile], schema: pa.Schema, batch_rows: int = 100_000
 ) -> Iterator[pa.RecordBatch]:

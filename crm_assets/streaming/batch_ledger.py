@@ -8,13 +8,13 @@ the ledger. Not here: what a batch does (`ingest`, `refine`), or judging the led
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from crm_resources.lake import files_of, open_table, read_columns
+from crm_resources.lake import read_table
 from crm_resources.lake_tables import append_rows, create_table, table_schema
 from crm_resources.layout import BATCHES
 from crm_resources.settings import Settings
@@ -87,31 +87,30 @@ class BatchLedger:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
         self._lock = threading.Lock()
-        create_table(settings, BATCHES)
+        self._table = create_table(settings, BATCHES)
 
     def note(self, batch: Batch) -> None:
         """Append a batch, unless it is there."""
         application = _application(batch.query, batch.generation)
         with self._lock:
-            table = open_table(self._settings, BATCHES.path)
-            if table is None:
-                table = create_table(self._settings, BATCHES)
-            last = table.transaction_version(application)
-            if batch.ranges and (last is None or int(last) < batch.batch_id):
-                append_rows(table, _rows(batch), application=application, version=batch.batch_id, retries=RETRIES)
+            if batch.ranges and self._last_batch(application) < batch.batch_id:
+                append_rows(self._table, _rows(batch), application=application, version=batch.batch_id, retries=RETRIES)
 
     def last_batch(self, query: str, generation: str) -> int:
         """Number of the last batch noted of a generation, -1 before the first."""
-        table = open_table(self._settings, BATCHES.path)
-        found = None if table is None else table.transaction_version(_application(query, generation))
+        with self._lock:
+            return self._last_batch(_application(query, generation))
+
+    def _last_batch(self, application: str) -> int:
+        self._table.update_incremental()
+        found = self._table.transaction_version(application)
         return -1 if found is None else int(found)
 
 
 def captured_ends(settings: Settings) -> dict[Partition, int]:
     """Offset behind the last record each partition has in bronze, as far as it is noted."""
-    rows = _read(settings, ["query", "kafka_topic", "kafka_partition", "to_offset"])
+    rows = read_table(settings, BATCHES.path, ["query", "kafka_topic", "kafka_partition", "to_offset"])
     ends: dict[Partition, int] = {}
     for row in rows.group_by(["query", "kafka_topic", "kafka_partition"]).aggregate([("to_offset", "max")]).to_pylist():
         if row["query"] == "ingest":
@@ -130,7 +129,7 @@ class RefinedBatch:
 
 def refined_batches(settings: Settings) -> list[RefinedBatch]:
     """Batches of all generations of `refine`, in the order in which they were committed."""
-    rows = _read(settings, ["query", "generation", "batch_id", "source_version", "committed_at"]).to_pylist()
+    rows = read_table(settings, BATCHES.path, ["query", "generation", "batch_id", "source_version", "committed_at"]).to_pylist()
     found = {(r["committed_at"], r["generation"], r["batch_id"], r["source_version"]) for r in rows if r["query"] == "refine"}
     return [RefinedBatch(*batch[1:]) for batch in sorted(found, key=lambda batch: batch[:3])]
 
@@ -197,8 +196,3 @@ def _rows(batch: Batch) -> pa.Table:
         for r in batch.ranges
     ]
     return pa.Table.from_pylist(rows, schema=schema)
-
-
-def _read(settings: Settings, columns: Sequence[str]) -> pa.Table:
-    table = open_table(settings, BATCHES.path)
-    return read_columns(settings, BATCHES.path, [] if table is None else files_of(table), columns)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from crm_resources.contracts import Reason
 from crm_resources.contracts.derive_arrow import arrow_schema
-from crm_resources.lake import DataFile, files_of, open_table, read_columns
+from crm_resources.lake import DataFile, files_of, open_table, read_columns, read_table
 from crm_resources.layout import DEAD_LETTERS, RECORD_KEY, RECORD_VALUE, REPLAYS
 from crm_resources.settings import Settings
 
@@ -116,8 +116,7 @@ def open_rows(rows: pa.Table) -> pa.Table:
 
 def read_replays(settings: Settings, columns: Sequence[str], path: str = REPLAYS.path) -> pa.Table:
     """Columns of the whole replay ledger; no rows while there is none."""
-    table = open_table(settings, path)
-    found = read_columns(settings, path, [] if table is None else files_of(table), columns)
+    found = read_table(settings, path, columns)
     return found.cast(arrow_schema(tuple(c for name in columns for c in REPLAYS.columns if c.name == name)))
 
 

@@ -73,8 +73,13 @@ class IngestStep:
         self._may_write = may_write
         self.checkpoint = ingest_checkpoint(settings)
         self.generation = generation_of(self.checkpoint, tables_hold_rows=row_count(settings, BRONZE.path) > 0)
-        self._settle()
-        self._version = self._before_last_batch()
+        last = self._last_commit()
+        self._settle(last)
+        # The commit of the next batch, or of the last one when it is run again, lies behind this version.
+        if last is not None and self.application in last.transactions:
+            self._version = last.version - 1
+        else:
+            self._version = table_version(settings, BRONZE.path) or 0
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
         """Write a batch to bronze and note it.
@@ -113,14 +118,13 @@ class IngestStep:
         """Name of the transactions with which this generation writes bronze."""
         return f"{INGEST}-{self.generation.id}"
 
-    def _settle(self) -> None:
+    def _settle(self, last: Commit | None) -> None:
         """Note what is in bronze and not in the ledger, so that a new checkpoint knows where each partition ends.
 
         A batch is noted before the next one is written, so there is at most one that is not: that of an earlier generation which died in
         between and lost its checkpoint. This generation's own is run again and noted then. Rows from before there was a ledger are noted as
         one batch.
         """
-        last = self._last_commit()
         if not captured_ends(self._settings):
             table = open_table(self._settings, BRONZE.path)
             known = {f.path for f in last.added} if last is not None else set()
@@ -154,17 +158,6 @@ class IngestStep:
         if found:
             LOG.warning("bronze holds records of %s partitions from before there was a ledger; noting them", len(found))
             self._ledger.note(Batch(INGEST, "before-the-ledger", 0, tuple(found.values()), None, 0.0, datetime.now(UTC)))
-
-    def _before_last_batch(self) -> int:
-        """Version of bronze behind which the commit of the next batch, or of the last one run again, will be found."""
-        latest = table_version(self._settings, BRONZE.path) or 0
-        for version in range(latest, -1, -1):
-            commit = read_commit(self._settings, BRONZE.path, version)
-            if commit is None:
-                break
-            if self.application in commit.transactions:
-                return version - 1
-        return latest
 
     def _commit_of(self, batch_id: int) -> Commit:
         """The commit of a batch. Others that lie between, such as upkeep's, are passed over."""
