@@ -17,7 +17,7 @@ export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit test test-unit test-integration lint contracts \
 	dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream faults-stream \
-	judge-population bench-generator bench-rates validate
+	judge-population judge-models fit-models evaluate-models bench-generator bench-rates validate
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,12 @@ time-travel: $(READY) ## The marts of an earlier point once more, compared with 
 	@$(PY) -m crm_assets.warehouse.time_travel_cli $(if $(AT),--at "$(AT)") $(if $(REPORT),--report "$(REPORT)") \
 		$(if $(VERSIONS),--versions "$(VERSIONS)") $(if $(AS_OF),--as-of "$(AS_OF)") $(if $(KEEP),--keep) $(if $(LIST),--list) $(ARGS)
 
+fit-models: $(READY) ## Fit the purchase models of the data set anew, judge them, promote by the rule
+	@$(PY) -m crm_assets.warehouse.models refit
+
+evaluate-models: $(READY) ## Judge the purchase models on a time split, against recency and frequency alone; a page with plots (ARGS="--as-of 2026-08-01")
+	@$(PY) -m crm_assets.warehouse.models evaluate $(ARGS)
+
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 lint: $(READY) ## Style, types, directions of imports, SQL
@@ -130,6 +136,9 @@ bench-backfill: $(READY) ## Measure a year's way into bronze without Kafka, and 
 
 judge-population: $(READY) ## Judge the made-up customers by likelihood against their own truth, with controls that must fail
 	@$(PY) -m tests.statistics.judgement $(ARGS)
+
+judge-models: $(READY) ## Judge the purchase models by made-up customers whose truth is known, and by the real file where it is there
+	@$(PY) -m tests.statistics.models_judgement $(ARGS)
 
 bench-generator: $(READY) ## Measure how fast one process makes and sends events, beside plain Faker code and the bare producer
 	@$(PY) -m tests.benchmarks.bench_generator $(ARGS)

@@ -19,6 +19,7 @@ from crm_assets.monitoring import checks, refresh, upkeep
 from crm_assets.streaming import assets as streaming
 from crm_assets.streaming import replay_job
 from crm_assets.warehouse import assets as warehouse
+from crm_assets.warehouse.models import assets as models
 from crm_assets.warehouse.time_travel_job import time_travel_job
 from crm_resources.dagster_resources import SettingsResource, StreamLauncherResource
 
@@ -50,11 +51,13 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
             *lake_upkeep.assets,
             warehouse.load_raw,
             *warehouse.dbt_assets_definition(),
+            models.fit_purchase_models,
         ],
         asset_checks=[*checks.asset_checks, *streaming.asset_checks, *lake_health.asset_checks],
         jobs=[
             warehouse.refresh_job,
             time_travel_job,
+            models.fit_models_job,
             checks.audit_job,
             *streaming.jobs,
             replay_job.replay_dead_letters,
@@ -63,7 +66,13 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
             upkeep.purge_runs,
         ],
         sensors=[*topics.sensors, *streaming.sensors, *lakehouse.sensors, refresh.refresh_sensor],
-        schedules=[upkeep.purge_schedule, checks.audit_schedule, *lake_upkeep.schedules, lake_health.lake_health_schedule],
+        schedules=[
+            upkeep.purge_schedule,
+            checks.audit_schedule,
+            *lake_upkeep.schedules,
+            lake_health.lake_health_schedule,
+            models.fit_models_schedule,
+        ],
         resources={**resources, **(overrides or {})},
         # A process per step costs some ten seconds on two cores and brings nothing on one machine.
         executor=dg.in_process_executor,

@@ -36,6 +36,7 @@ class Group(StrEnum):
     LAKEHOUSE = "lakehouse"
     WAREHOUSE = "warehouse"
     MARTS = "marts"
+    MODELS = "models"
 
 
 KAFKA_KEY = dg.AssetKey(["infrastructure", "kafka"])

@@ -25,6 +25,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 from crm_resources.contracts import contracts
 from crm_resources.contracts.derive_postgres import RAW_SCHEMA, RawTable, alter_table_sql, bootstrap_sql, postgres_type, raw_tables
 from crm_resources.contracts.evolution import SchemaRefused, TableColumn, compare_table, declared_columns
+from crm_resources.model_tables import MODELS_SCHEMA, model_tables_sql
 from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -157,9 +158,9 @@ def create_database(settings: Settings) -> None:
 def prepare(settings: Settings) -> None:
     """Bring the data set's database to what load and dbt expect; a second call changes nothing.
 
-    Makes the database, the schemas, raw tables by contract, the load's and refresh's own tables, and the role `crm_read`, which
-    may read the marts and nothing else. Its password is made once and kept in `<home>/secrets/crm_read_password`. Raw tables get
-    the columns their contracts have gained.
+    Makes the database, the schemas, raw tables by contract, the load's and refresh's own tables, those of the models, and the role
+    `crm_read`, which may read the marts and nothing else. Its password is made once and kept in `<home>/secrets/crm_read_password`.
+    Raw tables get the columns their contracts have gained.
 
     Raises:
         WarehouseError: no connection, or a right is missing; the message says which.
@@ -170,7 +171,14 @@ def prepare(settings: Settings) -> None:
         cursor.execute(f"select pg_advisory_xact_lock(hashtext('{_PREPARE_LOCK}'))")
         try:
             evolved = _evolve_sql(cursor)
-            for statement in (*bootstrap_sql(contracts()), *evolved, *_META_SQL, *_schema_sql(), *_reader_sql(settings, cursor)):
+            for statement in (
+                *bootstrap_sql(contracts()),
+                *evolved,
+                *_META_SQL,
+                *model_tables_sql(),
+                *_schema_sql(),
+                *_reader_sql(settings, cursor),
+            ):
                 cursor.execute(statement)
         except _driver_error() as error:
             raise WarehouseRefused(
@@ -429,7 +437,7 @@ def _schema_sql() -> Iterator[str]:
         yield f"create schema if not exists {schema}"
     # Settings of the database, not of the server: a server by DSN may serve others.
     yield f"do $$ begin execute format('alter database %I set work_mem = ''{_WORK_MEM}''', current_database()); end $$"
-    yield f"revoke all on schema {RAW_SCHEMA}, meta, staging, intermediate from public"
+    yield f"revoke all on schema {RAW_SCHEMA}, meta, {MODELS_SCHEMA}, staging, intermediate from public"
 
 
 def _reader_sql(settings: Settings, cursor: Any) -> Iterator[str]:  # noqa: ANN401 -- the driver carries no types

@@ -26,6 +26,7 @@ from crm_assets.monitoring.refresh import business_date
 from crm_assets.warehouse.load import LoadError, load_entity
 from crm_assets.warehouse.manifest import PROJECT
 from crm_assets.warehouse.mart_digests import digest_marts, models_fingerprint
+from crm_assets.warehouse.models.storage import copy_models
 from crm_assets.warehouse.travel_choice import TimeTravelError, end_of, place_of_report, place_of_versions, read_date, read_versions
 from crm_resources import lake, refresh_reports, warehouse
 from crm_resources.contracts import contracts
@@ -189,6 +190,7 @@ def travel(settings: Settings, destination: Destination, *, keep: bool = False) 
     place = settings_of_place(settings, destination)
     with _own_database(settings, place, keep=keep):
         rows = _load(place, destination.versions)
+        copy_models(settings, place, destination.report.reported_at if destination.report else None)
         _build(place)
         marts, figures = digest_marts(place)
     report = destination.report

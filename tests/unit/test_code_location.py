@@ -108,7 +108,7 @@ def test_each_asset_says_who_owns_it_what_it_is_and_what_it_is_made_of(spec: dg.
     assert spec.group_name
     assert spec.kinds
     assert spec.description
-    if spec.key.path[0] in {"lake", "silver", "warehouse", "staging", "intermediate", "marts"}:
+    if spec.key.path[0] in {"lake", "silver", "warehouse", "staging", "intermediate", "marts", "models"}:
         schema = spec.metadata["dagster/column_schema"]
         assert isinstance(schema, dg.TableSchema)
         assert schema.columns
@@ -120,6 +120,11 @@ def test_what_must_run_by_itself_is_on_by_default():
     assert sensors["refresh_marts"] is dg.DefaultSensorStatus.RUNNING
     assert sensors["lake_growth"] is dg.DefaultSensorStatus.RUNNING
     assert all(s.default_status is dg.DefaultScheduleStatus.RUNNING for s in defs.schedules or [] if isinstance(s, dg.ScheduleDefinition))
+
+
+def test_a_refresh_is_one_load_and_one_dbt_invocation_whatever_stands_between_the_models():
+    """The fit of the purchase models reads dbt models and is read by others; a job that held it too would run dbt twice."""
+    assert {node.name for node in defs.resolve_job_def("refresh").graph.nodes} == {"load_raw", "dbt_models"}
 
 
 def test_an_override_with_a_wrong_name_is_refused():
