@@ -40,8 +40,11 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def shop(stack_services: Stack) -> Shop:
+    return open_shop(data_set(stack_services.settings, "models", as_of=AS_OF))
+
+
+def open_shop(settings: Settings) -> Shop:
     """The tables a refit reads, as dbt would leave them, with the columns it looks at."""
-    settings = data_set(stack_services.settings, "models", as_of=AS_OF)
     warehouse.prepare(settings)
     days = of_population(PopulationShop(PopulationOptions(end=AS_OF, seed=4, customers=3_000)))
     at = (AS_OF - EPOCH).days
@@ -157,18 +160,20 @@ def test_what_is_stored_stays_as_it_is(shop: Shop, done: Refit, statement: str, 
         cursor.execute(statement.format(table))
 
 
-def test_a_model_in_another_unit_does_not_serve(shop: Shop, done: Refit):
-    assert done.stored_versions == 2
-    elsewhere = data_set(shop.settings, "models_weeks")
-    warehouse.prepare(elsewhere)
+def test_a_model_in_another_unit_does_not_serve_and_gives_way_to_a_refit(stack_services: Stack):
+    elsewhere = open_shop(data_set(stack_services.settings, "models_weeks", as_of=AS_OF)).settings
     with warehouse.connect(elsewhere, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(
             "insert into models.purchase_models (model_version, model, unit, as_of, window_from, window_to, customers, r, alpha, a, b, "
             "log_likelihood, dropout_identified, data_hash, fitted_at, promoted_at) "
-            "values ('w', 'bgnbd', 'week', '2026-01-01', '2025-01-01', '2026-01-01', 9, 1, 1, 1, 1, -1, true, '', now(), now())"
+            "values ('w', 'bgnbd', 'week', '2026-01-01', '2025-01-01', '2026-01-01', 9, 1, 1, 1, 1, -1, true, '', now(), '2026-01-02')"
         )
     with pytest.raises(UnitMismatch, match="'week'"):
         serving_model(elsewhere)
+    promotion = refit(elsewhere, as_of=AS_OF, now=NOW).promotion
+    assert promotion is not None
+    assert promotion.promote
+    assert serving_model(elsewhere) is not None
 
 
 def test_time_travel_takes_the_versions_of_its_time(shop: Shop, done: Refit):

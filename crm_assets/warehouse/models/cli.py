@@ -78,12 +78,11 @@ def refit_command() -> None:
 
     from crm_assets.warehouse.models.reading import models_as_of
     from crm_assets.warehouse.models.refit import refit
-    from crm_assets.warehouse.models.storage import UnitMismatch
 
     settings, started = load_settings(), datetime.now(UTC)
     try:
         done = refit(settings, as_of=models_as_of(settings, started), now=started)
-    except (WarehouseError, FitError, UnitMismatch, HistoryError) as error:
+    except (WarehouseError, FitError, HistoryError) as error:
         raise _failed(error) from error
     console = Console()
     console.print(f"{settings.env}, as of {done.as_of}: {done.gate.customers:,} customers, {done.gate.days} days", highlight=False)

@@ -81,7 +81,7 @@ def decide_promotion(
         seed: of the bootstrap.
     """
     if current is None:
-        return Promotion(True, "there is no model yet", None)
+        return Promotion(True, "there is no model in days yet", None)
     if held is None or not held.bought.size:
         return Promotion(False, "there is no hold-out to compare with the current model on", None)
     seen, bought = held.seen, held.bought

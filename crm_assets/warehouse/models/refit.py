@@ -18,7 +18,7 @@ from crm_assets.warehouse.models.gate import Gate, decide_gate
 from crm_assets.warehouse.models.histories import Family, Histories
 from crm_assets.warehouse.models.promotion import Drift, Promotion, decide_promotion, measure_drift
 from crm_assets.warehouse.models.reading import Activity, read_activity, read_hold_out
-from crm_assets.warehouse.models.storage import ServingModel, evaluation_row, model_row, model_version, serving_model, store
+from crm_assets.warehouse.models.storage import ServingModel, UnitMismatch, evaluation_row, model_row, model_version, serving_model, store
 from crm_resources import warehouse
 from crm_resources.settings import Settings
 
@@ -88,7 +88,7 @@ def refit(settings: Settings, *, as_of: date, now: datetime) -> Refit:
             evaluation = evaluate(held, twin.parameters, earlier)
         versions.append(FittedVersion(model_version(fit, spend, as_of), fit, evaluation))
 
-    before = serving_model(settings)
+    before = _comparable(settings)
     own = next(v for v in versions if v.fit.parameters.family is SERVING_FAMILY)
     promotion = decide(own.fit, twins.get(SERVING_FAMILY), before, held)
     rows = [_row(version, spend, activity, now, promoted=version is own and promotion.promote) for version in versions]
@@ -150,6 +150,14 @@ def decide(fit: PurchaseFit, twin: PurchaseFit | None, before: ServingModel | No
         return honest
     whole = decide_promotion(fit.parameters, current, held)
     return honest if whole.promote else Promotion(False, f"fitted on everything up to now: {whole.reason}", whole.worse_by)
+
+
+def _comparable(settings: Settings) -> ServingModel | None:
+    """The model that scores, unless it counts in another unit: then it scores nobody, and any refit may take its place."""
+    try:
+        return serving_model(settings)
+    except UnitMismatch:
+        return None
 
 
 def _row(version: FittedVersion, spend: SpendFit, activity: Activity, now: datetime, *, promoted: bool) -> dict[str, object]:
