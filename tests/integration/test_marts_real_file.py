@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from crm_assets.warehouse.models.evaluation import HORIZON_DAYS
+from crm_assets.warehouse.models.reading import read_hold_out
 from crm_resources import warehouse
 from crm_resources.contracts import contract_for
 from crm_resources.settings import Settings
@@ -17,6 +19,8 @@ from tests.oracle import marts as oracle
 from tests.oracle.lake_writer import write
 from tests.oracle.online_retail import ZONE, read_lines, silver_orders
 from tests.oracle.refresh import WITHOUT_TESTS, data_set, mart, refresh
+from tests.statistics.models_judgement import REAL_AS_OF
+from tests.statistics.purchase_splits import of_real_file
 
 pytestmark = [pytest.mark.integration, pytest.mark.real_data]
 
@@ -181,6 +185,15 @@ class TestKnownFigures:
             ("booked", Decimal("168472.50"), 1, "Promising"),
             ("restated", Decimal("2.90"), 206, "Lost"),
         ]
+
+
+def test_the_hold_out_that_purchase_models_are_judged_by(built: Settings):
+    found = read_hold_out(built, REAL_AS_OF, HORIZON_DAYS)
+    expected, _ = of_real_file().split(REAL_AS_OF, HORIZON_DAYS)
+    assert found is not None
+    assert (found.seen.count, int(found.bought.sum())) == (3370, 1921)
+    assert found.seen.data_hash() == expected.seen.data_hash()
+    assert found.season_ratio == pytest.approx(expected.season_ratio)
 
 
 def test_loading_and_building_again_changes_nothing(built: Settings):

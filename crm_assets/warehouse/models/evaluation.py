@@ -150,7 +150,7 @@ class _Measured:
         return np.concatenate(self._auc)
 
     def score(self, population: Population, name: Predictor, model: _Measured) -> Score:
-        means = [Interval.of(np.concatenate(values)) for values in self._means] if self._losses else [None, None]
+        mean_brier, mean_log_loss = (Interval.of(np.concatenate(values)) if values else None for values in self._means)
         return Score(
             population=population,
             predictor=name,
@@ -159,8 +159,8 @@ class _Measured:
             expected_buyers=None if self.probability is None else float(self.probability.sum()),
             auc=Interval.of(self.auc()),
             top_decile_lift=Interval.of(np.concatenate(self._lift)),
-            brier=means[0],
-            log_loss=means[1],
+            brier=mean_brier,
+            log_loss=mean_log_loss,
             model_auc_above=None if self is model else Interval.of(model.auc() - self.auc()),
         )
 

@@ -79,10 +79,10 @@ class Histories:
         if not self.repeats.size:
             return self
         order = np.lexsort((self.age, self.last, self.repeats))
-        columns = [values[order] for values in (self.repeats, self.last, self.age)]
-        begins = np.flatnonzero(np.append(True, np.any([values[1:] != values[:-1] for values in columns], axis=0)))
-        repeats, last, age = (values[begins] for values in columns)
-        return Histories(repeats, last, age, np.add.reduceat(self.customers[order], begins))
+        x, t_x, age = self.repeats[order], self.last[order], self.age[order]
+        other = (x[1:] != x[:-1]) | (t_x[1:] != t_x[:-1]) | (age[1:] != age[:-1])
+        begins = np.flatnonzero(np.append(True, other))
+        return Histories(x[begins], t_x[begins], age[begins], np.add.reduceat(self.customers[order], begins))
 
     def data_hash(self) -> str:
         """Hash of the histories whatever their order: of each distinct (x, t_x, T) with its number of customers."""
