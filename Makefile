@@ -16,7 +16,7 @@ export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit test test-unit test-integration lint contracts \
-	dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream faults-stream \
+	audiences audience-export dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream faults-stream \
 	judge-population bench-generator bench-rates validate
 
 help: ## List the commands
@@ -84,6 +84,13 @@ time-travel: $(READY) ## The marts of an earlier point once more, compared with 
 	@$(PY) -m crm_assets.warehouse.time_travel_cli $(if $(AT),--at "$(AT)") $(if $(REPORT),--report "$(REPORT)") \
 		$(if $(VERSIONS),--versions "$(VERSIONS)") $(if $(AS_OF),--as-of "$(AS_OF)") $(if $(KEEP),--keep) $(if $(LIST),--list) $(ARGS)
 
+audiences: $(READY) ## The declared audiences: conditions, members, last change, last export
+	@$(PY) -m crm_assets.warehouse.audiences list
+
+audience-export: $(READY) ## Send joins and leaves (TO=csv|webhook, IDENTITY=pseudonym|email-hash, AUDIENCE=…, FOLDER=…)
+	@$(PY) -m crm_assets.warehouse.audiences export $(if $(TO),--to "$(TO)") $(if $(IDENTITY),--identity "$(IDENTITY)") \
+		$(if $(AUDIENCE),--audience "$(AUDIENCE)") $(if $(FOLDER),--folder "$(FOLDER)") $(ARGS)
+
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 lint: $(READY) ## Style, types, directions of imports, SQL
@@ -105,9 +112,10 @@ test-integration: $(READY) ## Tests against the real stack
 validate: $(READY) ## Load the code location with every service down
 	@$(BIN)/dagster definitions validate -w workspace.yaml
 
-contracts: $(READY) ## Write anew what is derived from the contracts and the settings: schemas, sources, the dbt manifest, the README's table
+contracts: $(READY) ## Write anew what is derived from contracts, settings and audiences: schemas, sources, the dbt manifest, the README's table
 	$(PY) -m crm_resources.contracts.derive_files
 	$(PY) -m crm_resources.settings_docs
+	$(PY) -m crm_assets.warehouse.audiences write
 	$(PY) -m crm_assets.warehouse.manifest
 
 dbt-manifest: $(READY) ## Write the dbt manifest anew, in normalised form

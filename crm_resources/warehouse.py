@@ -421,6 +421,49 @@ _META_SQL = (
     figures jsonb not null
 )""",
     "create index if not exists refresh_reports_reported_at on meta.refresh_reports (reported_at)",
+    # One table per identity: a pseudonym beside the hash of an e-mail address would be none.
+    *(
+        f"""create table if not exists meta.{table} (
+    delivery_id bigint generated always as identity,
+    destination text not null,
+    idempotency_key text not null,
+    audience text not null,
+    version integer not null,
+    customer_key text not null,
+    member text not null,
+    action text not null,
+    modified_at timestamp with time zone not null,
+    begun_at timestamp with time zone not null default clock_timestamp(),
+    acknowledged_at timestamp with time zone,
+    primary key (destination, idempotency_key)
+)"""
+        for table in ("audience_pseudonym_deliveries", "audience_email_hash_deliveries")
+    ),
+    "create schema if not exists models",
+    """create table if not exists models.purchase_models (
+    model_version text primary key,
+    model text not null,
+    unit text not null,
+    as_of date not null,
+    window_from date not null,
+    window_to date not null,
+    customers integer not null,
+    r double precision not null,
+    alpha double precision not null,
+    a double precision not null,
+    b double precision not null,
+    log_likelihood double precision not null,
+    dropout_identified boolean not null,
+    data_hash text not null,
+    gg_p double precision,
+    gg_q double precision,
+    gg_v double precision,
+    gg_customers integer,
+    gg_log_likelihood double precision,
+    frequency_value_correlation double precision,
+    fitted_at timestamp with time zone not null,
+    promoted_at timestamp with time zone
+)""",
 )
 
 
@@ -429,7 +472,7 @@ def _schema_sql() -> Iterator[str]:
         yield f"create schema if not exists {schema}"
     # Settings of the database, not of the server: a server by DSN may serve others.
     yield f"do $$ begin execute format('alter database %I set work_mem = ''{_WORK_MEM}''', current_database()); end $$"
-    yield f"revoke all on schema {RAW_SCHEMA}, meta, staging, intermediate from public"
+    yield f"revoke all on schema {RAW_SCHEMA}, meta, models, staging, intermediate from public"
 
 
 def _reader_sql(settings: Settings, cursor: Any) -> Iterator[str]:  # noqa: ANN401 -- the driver carries no types

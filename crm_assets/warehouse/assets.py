@@ -126,7 +126,7 @@ def model_lineage() -> dict[dg.AssetKey, dg.TableColumnLineage]:
     manifest: dict[str, Any] = json.loads(DBT_MANIFEST.read_text())
     keys = {
         **{uid: model_key(node) for uid, node in manifest["nodes"].items() if node["resource_type"] in ("model", "seed")},
-        **{uid: raw_key(node["name"]) for uid, node in manifest["sources"].items()},
+        **{uid: dg.AssetKey(node["meta"]["dagster"]["asset_key"]) for uid, node in manifest["sources"].items()},
     }
     return {
         keys[uid]: dg.TableColumnLineage(

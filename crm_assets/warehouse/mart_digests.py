@@ -17,6 +17,7 @@ from typing import Any
 
 from crm_assets.warehouse.manifest import MANIFEST, PROJECT
 from crm_resources import warehouse
+from crm_resources.contracts.derive_postgres import RAW_SCHEMA
 from crm_resources.refresh_reports import MartDigest
 from crm_resources.settings import Settings
 
@@ -30,14 +31,20 @@ _MODULUS = 2**64
 
 
 def mart_names(manifest: Mapping[str, Any] | None = None) -> tuple[str, ...]:
-    """Marts that are made from silver, seeds and the as-of date alone, sorted; those with a state of their own are left out.
+    """Marts that are made from silver, seeds and the as-of date alone, sorted.
+
+    Left out are those with a state of their own, those made of a source other than raw (a fitted model), and all that is made of either.
 
     Args:
         manifest: dbt's; the one kept in the repository when omitted.
     """
-    nodes = (manifest if manifest is not None else json.loads(MANIFEST.read_text()))["nodes"].values()
-    marts = [n for n in nodes if n["resource_type"] in ("model", "seed") and n["schema"] == warehouse.MARTS_SCHEMA]
-    return tuple(sorted(n["name"] for n in marts if n["config"]["materialized"] in REBUILT))
+    document = manifest if manifest is not None else json.loads(MANIFEST.read_text())
+    nodes = {uid: node for uid, node in document["nodes"].items() if node["resource_type"] in ("model", "seed")}
+    stateful = {uid for uid, node in nodes.items() if node["config"]["materialized"] not in REBUILT}
+    stateful |= {uid for uid, source in document.get("sources", {}).items() if source["schema"] != RAW_SCHEMA}
+    while grown := {uid for uid, node in nodes.items() if stateful & set(node.get("depends_on", {}).get("nodes", ()))} - stateful:
+        stateful |= grown
+    return tuple(sorted(n["name"] for uid, n in nodes.items() if n["schema"] == warehouse.MARTS_SCHEMA and uid not in stateful))
 
 
 def models_fingerprint(project: Path = PROJECT) -> str:

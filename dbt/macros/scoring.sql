@@ -14,7 +14,7 @@
         if found and serving.unit is distinct from 'day' then
             raise exception 'purchase model % has its parameters per %, the marts count in days: no customer is scored',
                 serving.model_version, coalesce(serving.unit, 'unknown unit')
-                using hint = 'fit the model again on days and promote that version, or clear promoted_at of this one in models.purchase_models';
+                using hint = 'fit the model on days and promote that version';
         end if;
     end
     $refuse$

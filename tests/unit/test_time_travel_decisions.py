@@ -128,6 +128,21 @@ class TestWhatIsCompared:
         ]
         assert mart_names({"nodes": {str(i): n for i, n in enumerate(nodes)}}) == ("b", "map")
 
+    def test_marts_made_of_state_or_of_a_fitted_model_are_left_out(self):
+        def node(name: str, *parents: str, materialized: str = "table") -> dict[str, object]:
+            config = {"materialized": materialized}
+            return {"name": name, "schema": "marts", "resource_type": "model", "config": config, "depends_on": {"nodes": list(parents)}}
+
+        nodes = [
+            node("sales", "raw.orders"),
+            node("scores", "fitted"),
+            node("of_scores", "scores"),
+            node("log", "sales", materialized="snapshot"),
+            node("of_log", "log", "sales"),
+        ]
+        sources = {"raw.orders": {"schema": "raw"}, "fitted": {"schema": "models"}}
+        assert mart_names({"nodes": {str(n["name"]): n for n in nodes}, "sources": sources}) == ("sales",)
+
     def test_the_fingerprint_follows_the_sql_and_the_variables(self, tmp_path: Path):
         (tmp_path / "dbt_project.yml").write_text("vars: {bands: 5}")
         (tmp_path / "models").mkdir()
