@@ -77,7 +77,8 @@ documents as (
         documents.order_id,
         coalesce(documents.customer_id, targets.customer_id) as customer_id
     from {{ ref('int_orders_current') }} as documents
-    left join {{ ref('int_orders_current') }} as targets on documents.cancels_order_id = targets.order_id
+    left join {{ ref('int_orders_current') }} as targets
+        on documents.cancels_order_id = targets.order_id and targets.is_within_as_of
 
 ),
 
