@@ -24,8 +24,9 @@ from crm_resources.settings import Settings
 RUN_COLUMNS = ("scored_at",)
 """Columns of marts that hold the time of the run."""
 
-REBUILT = ("table", "view", "seed")
-"""Materializations that a run makes anew from what it reads. Others (incremental models, snapshots) carry state of earlier runs."""
+REBUILT = ("table", "view", "seed", "incremental")
+"""Materializations that can be made anew from what they read. Others (snapshots) carry state of earlier runs, and so do incremental models
+that refuse a full refresh."""
 
 _MODULUS = 2**64
 
@@ -40,11 +41,15 @@ def mart_names(manifest: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """
     document = manifest if manifest is not None else json.loads(MANIFEST.read_text())
     nodes = {uid: node for uid, node in document["nodes"].items() if node["resource_type"] in ("model", "seed")}
-    stateful = {uid for uid, node in nodes.items() if node["config"]["materialized"] not in REBUILT}
+    stateful = {uid for uid, node in nodes.items() if node["config"]["materialized"] not in REBUILT or _refuses_full_refresh(node)}
     stateful |= {uid for uid, source in document.get("sources", {}).items() if source["schema"] != RAW_SCHEMA}
     while grown := {uid for uid, node in nodes.items() if stateful & set(node.get("depends_on", {}).get("nodes", ()))} - stateful:
         stateful |= grown
     return tuple(sorted(n["name"] for uid, n in nodes.items() if n["schema"] == warehouse.MARTS_SCHEMA and uid not in stateful))
+
+
+def _refuses_full_refresh(node: Mapping[str, Any]) -> bool:
+    return node["config"].get("full_refresh") is False
 
 
 def models_fingerprint(project: Path = PROJECT) -> str:
