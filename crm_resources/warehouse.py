@@ -436,6 +436,12 @@ _META_SQL = (
     figures jsonb not null
 )""",
     "create index if not exists refresh_reports_reported_at on meta.refresh_reports (reported_at)",
+    """create table if not exists meta.mart_digests (
+    mart text primary key,
+    digested_rows bigint not null,
+    high numeric not null,
+    low numeric not null
+)""",
     """create table if not exists meta.change_marks (
     as_of date not null,
     business_timezone text not null,
