@@ -24,7 +24,15 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from crm_resources.contracts import contracts
-from crm_resources.contracts.derive_postgres import RAW_SCHEMA, RawTable, alter_table_sql, bootstrap_sql, index_sql, postgres_type, raw_tables
+from crm_resources.contracts.derive_postgres import (
+    RAW_SCHEMA,
+    RawTable,
+    alter_table_sql,
+    bootstrap_sql,
+    index_sql,
+    postgres_type,
+    raw_tables,
+)
 from crm_resources.contracts.evolution import SchemaRefused, TableColumn, compare_table, declared_columns
 from crm_resources.settings import Settings
 

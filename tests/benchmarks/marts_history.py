@@ -36,67 +36,75 @@ class Shop:
 
 def write_members(settings: Settings, shop: Shop) -> None:
     """One profile per customer, and one message per product."""
-    envelope = (
-        "event_id, entity, entity_key, sequence, schema_version, event_time, source, run_id, payload_hash, kafka_topic, kafka_partition, "
-        "kafka_offset, kafka_timestamp, ingested_at, loaded_at"
-    )
-    rows = "'bench', 'bench', n, 'bench', 0, n, $1::timestamptz, $1::timestamptz, $1::timestamptz"
+    envelope = """event_id, entity, entity_key, sequence, schema_version, event_time, source, run_id, payload_hash,
+        kafka_topic, kafka_partition, kafka_offset, kafka_timestamp, ingested_at, loaded_at"""
+    at = f"timestamptz '{BEGIN.isoformat()}'"
     _execute(
         settings,
-        f"insert into raw.profiles ({envelope}, customer_id, country, consent_email, opted_out, erased) "  # noqa: S608 -- numbers only
-        f"select '00000000-0000-7001-8000-' || lpad(n::text, 12, '0'), 'profile', {_customer('n')}, 1, 1, $1::timestamptz, {rows}, "
-        f"{_customer('n')}, 'France', true, false, false from generate_series(0, {shop.customers - 1}) as n",
-        (BEGIN,),
+        f"""insert into raw.profiles ({envelope}, customer_id, country, consent_email, opted_out, erased)
+        select '00000000-0000-7001-8000-' || lpad(n::text, 12, '0'), 'profile', {_customer("n")}, 1, 1, {at}, 'bench', 'bench', n,
+            'bench', 0, n, {at}, {at}, now(), {_customer("n")}, 'France', true, false, false
+        from generate_series(0, {shop.customers - 1}) as n""",
     )
     _execute(
         settings,
-        f"insert into raw.products ({envelope}, product_id, name, category, price, currency, active) "  # noqa: S608 -- numbers only
-        f"select '00000000-0000-7002-8000-' || lpad(n::text, 12, '0'), 'product', {_product('n')}, 1, 1, $1::timestamptz, {rows}, "
-        f"{_product('n')}, 'Product ' || n, 'Category ' || n % 12, {_price('n')}, 'GBP', true from generate_series(0, {PRODUCTS - 1}) as n",
-        (BEGIN,),
+        f"""insert into raw.products ({envelope}, product_id, name, category, price, currency, active)
+        select '00000000-0000-7002-8000-' || lpad(n::text, 12, '0'), 'product', {_product("n")}, 1, 1, {at}, 'bench', 'bench', n,
+            'bench', 0, n, {at}, {at}, now(), {_product("n")}, 'Product ' || n, 'Category ' || n % 12, {_price("n")}, 'GBP', true
+        from generate_series(0, {PRODUCTS - 1}) as n""",
     )
 
 
 def write_orders(settings: Settings, shop: Shop, first: int, count: int) -> None:
     """The orders `first` to `first + count - 1`, with their lines and with a view and a purchase of each sale, loaded now."""
-    back = f"(n - {shop.orders_per_day} * (1 + n % 30) + 1)"
-    # A document takes pieces back from the order that came some days before; that one is a sale by its number.
-    numbers = (
-        f"select n, kind, case when kind = 'sale' then n else {back} end as of "  # noqa: S608 -- numbers only
-        "from (select n, case when n % 50 = 7 and {back} >= 0 then 'named' when n % 50 = 19 and {back} >= 0 then 'unnamed' else 'sale' end "
-        f"as kind from generate_series({first}::bigint, {first + count - 1}::bigint) as n) as documents"
-    ).replace("{back}", back)
-    lines = (
-        f"select d.*, line, (d.of * 31 + line * 977) % {PRODUCTS} as product, "  # noqa: S608 -- numbers only
-        f"case when d.kind = 'sale' then 1 + (d.n + line) % 5 else -1 end as quantity from ({numbers}) as d "
-        f"cross join generate_series(1, {LINES_PER_ORDER}) as line"
-    )
+    # A document takes pieces back from the order that came some days before; by its number that one is a sale.
+    earlier = f"n - {shop.orders_per_day} * (1 + n % 30) + 1"
+    documents = f"""(
+        select n, kind, case when kind = 'sale' then n else {earlier} end as of
+        from (
+            select n, case
+                when n % 50 = 7 and {earlier} >= 0 then 'named'
+                when n % 50 = 19 and {earlier} >= 0 then 'unnamed'
+                else 'sale'
+            end as kind
+            from generate_series({first}::bigint, {first + count - 1}::bigint) as n
+        ) as numbered
+    ) as documents"""
+    lines = f"""(
+        select documents.*, line, (of * 31 + line * 977) % {PRODUCTS} as product,
+            case when kind = 'sale' then 1 + (n + line) % 5 else -1 end as quantity
+        from {documents} cross join generate_series(1, {LINES_PER_ORDER}) as line
+    ) as lines"""
     at = f"timestamptz '{BEGIN.isoformat()}' + n * interval '{86_400 / shop.orders_per_day} seconds'"
     event_id = "'00000000-0000-7000-8000-' || lpad(n::text, 12, '0')"
     customer = f"case when of % 40 <> 3 then {_customer(f'(of * 7919 % {shop.customers})')} end"
     _execute(
         settings,
-        "insert into raw.orders (event_id, entity, entity_key, sequence, schema_version, event_time, source, run_id, order_id, customer_id, "  # noqa: S608 -- numbers only
-        "status, cancels_order_id, currency, channel, country, amount, payload_hash, kafka_topic, kafka_partition, kafka_offset, "
-        f"kafka_timestamp, ingested_at, loaded_at) select {event_id}, 'order', 'o' || n, 1, 1, {at}, 'bench', 'bench', 'o' || n, {customer}, "
-        "case when kind = 'sale' then 'completed' else 'refunded' end, case when kind = 'named' then 'o' || of end, 'GBP', "
-        f"case when n % 3 = 0 then 'app' else 'web' end, 'France', sum(quantity * {_price('product')}), n, 'bench', 0, n, {at}, {at}, "
-        f"now() from ({lines}) as l group by n, kind, of",
+        f"""insert into raw.orders (event_id, entity, entity_key, sequence, schema_version, event_time, source, run_id, order_id,
+            customer_id, status, cancels_order_id, currency, channel, country, amount, payload_hash,
+            kafka_topic, kafka_partition, kafka_offset, kafka_timestamp, ingested_at, loaded_at)
+        select {event_id}, 'order', 'o' || n, 1, 1, {at}, 'bench', 'bench', 'o' || n,
+            {customer}, case kind when 'sale' then 'completed' else 'refunded' end, case kind when 'named' then 'o' || of end,
+            'GBP', case n % 3 when 0 then 'app' else 'web' end, 'France', sum(quantity * {_price("product")}), n,
+            'bench', 0, n, {at}, {at}, now()
+        from {lines} group by n, kind, of""",
     )
     _execute(
         settings,
-        "insert into raw.order_lines (event_id, line_number, product_id, description, quantity, unit_price, loaded_at) "  # noqa: S608 -- numbers only
-        f"select {event_id}, line, {_product('product')}, 'Product ' || product, quantity, {_price('product')}, now() from ({lines}) as l",
+        f"""insert into raw.order_lines (event_id, line_number, product_id, description, quantity, unit_price, loaded_at)
+        select {event_id}, line, {_product("product")}, 'Product ' || product, quantity, {_price("product")}, now()
+        from {lines}""",
     )
     _execute(
         settings,
-        "insert into raw.events (event_id, entity, entity_key, sequence, schema_version, event_time, source, run_id, event_type, visitor_id, "  # noqa: S608 -- numbers only
-        "customer_id, product_id, order_id, page, channel, payload_hash, kafka_topic, kafka_partition, kafka_offset, kafka_timestamp, "
-        f"ingested_at, loaded_at) select '00000000-0000-700' || 3 + step || '-8000-' || lpad(n::text, 12, '0'), 'event', 'v' || visitor, n, 1, "
-        f"{at} - (1 - step) * interval '10 minutes', 'bench', 'bench', case step when 0 then 'view' else 'purchase' end, 'v' || visitor, "
-        f"{customer}, {_product(f'((n * 31 + 977) % {PRODUCTS})')}, case step when 1 then 'o' || n end, '/', 'web', n, 'bench', 0, n, {at}, {at}, "
-        f"now() from (select *, n * 7919 % {shop.customers} as visitor from ({numbers}) as d where kind = 'sale') as visits "
-        "cross join generate_series(0, 1) as step",
+        f"""insert into raw.events (event_id, entity, entity_key, sequence, schema_version, event_time, source, run_id, event_type,
+            visitor_id, customer_id, product_id, order_id, page, channel, payload_hash,
+            kafka_topic, kafka_partition, kafka_offset, kafka_timestamp, ingested_at, loaded_at)
+        select '00000000-0000-700' || 3 + step || '-8000-' || lpad(n::text, 12, '0'), 'event', 'v' || n, n, 1,
+            {at} - (1 - step) * interval '10 minutes', 'bench', 'bench', case step when 0 then 'view' else 'purchase' end,
+            'v' || n * 7919 % {shop.customers}, {customer}, {_product(f"((n * 31 + 977) % {PRODUCTS})")},
+            case step when 1 then 'o' || n end, '/', 'web', n, 'bench', 0, n, {at}, {at}, now()
+        from {documents} cross join generate_series(0, 1) as step where kind = 'sale'""",
     )
 
 
@@ -168,9 +176,9 @@ def as_of(shop: Shop, orders: int) -> datetime:
     return BEGIN + timedelta(days=shop.days(orders) - 1)
 
 
-def _execute(settings: Settings, statement: str, parameters: tuple[object, ...] = ()) -> None:
+def _execute(settings: Settings, statement: str) -> None:
     with warehouse.connect(settings) as connection, connection.cursor() as cursor:
-        cursor.execute(statement, parameters or None)
+        cursor.execute(statement)
         connection.commit()
 
 
