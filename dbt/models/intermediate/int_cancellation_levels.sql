@@ -5,7 +5,7 @@
 
 {{ config(
     materialized='incremental',
-    pre_hook="{{ delete_changed('pile_key', 'int_changed_piles') }}",
+    meta={'changed_key': 'pile_key', 'changes': 'int_changed_piles'},
     indexes=[{'columns': ['pile_key']}],
 ) }}
 

@@ -2,7 +2,7 @@
 
 {{ config(
     materialized='incremental',
-    pre_hook="{{ delete_changed('product_code', 'int_changed_products') }}",
+    meta={'changed_key': 'product_code', 'changes': 'int_changed_products'},
     indexes=[{'columns': ['product_key'], 'unique': true}, {'columns': ['product_code']}],
 ) }}
 
