@@ -26,6 +26,9 @@ RUN_COLUMNS = ("scored_at",)
 REBUILT = ("table", "view", "seed")
 """Materializations that a run makes anew from what it reads. Others (incremental models, snapshots) carry state of earlier runs."""
 
+SCORED_BY_CUT_POINTS = ("rfm_scores", "rfm_segments")
+"""Marts that rest on cut points, which a business day computes once: within the day they depend on what its first run saw."""
+
 _MODULUS = 2**64
 
 
@@ -54,7 +57,8 @@ def models_fingerprint(project: Path = PROJECT) -> str:
 def digest_marts(settings: Settings) -> tuple[dict[str, MartDigest], dict[str, str]]:
     """Digests of the marts by name, and the key figures as exact decimals, of one moment.
 
-    A mart that the database lacks is absent.
+    A mart that the database lacks is absent, and so are scores by cut points of an earlier run: nobody can make those again from
+    silver alone.
     """
     digests = {}
     with warehouse.connect(settings) as connection, connection.cursor() as cursor:
@@ -62,9 +66,10 @@ def digest_marts(settings: Settings) -> tuple[dict[str, MartDigest], dict[str, s
         # Times are spelled in the session's zone and style.
         cursor.execute("set local timezone to 'UTC'")
         cursor.execute("set local datestyle to 'ISO, YMD'")
+        left_out = SCORED_BY_CUT_POINTS if _cut_points_are_of_an_earlier_run(cursor) else ()
         for name in mart_names():
             columns = _columns(cursor, name)
-            if columns:
+            if columns and name not in left_out:
                 cursor.execute(digest_sql(name, columns))
                 rows, high, low = cursor.fetchall()[0]
                 digests[name] = MartDigest(int(rows), f"{int(high) % _MODULUS:016x}{int(low) % _MODULUS:016x}")
@@ -93,6 +98,16 @@ KEY_FIGURES: Mapping[str, str] = {
     "net_amount_restated": "select coalesce(sum(net_amount_restated), 0)::text from marts.daily_sales",
 }
 """The numbers a person asks for first: amounts in the base currency, up to the as-of date."""
+
+
+def _cut_points_are_of_an_earlier_run(cursor: Any) -> bool:  # noqa: ANN401 -- the driver carries no types
+    if not (_columns(cursor, "rfm_scores") and _columns(cursor, "rfm_cut_points")):
+        return False
+    cursor.execute(
+        "select coalesce(bool_or(c.computed_at < s.scored_at), false) from (select as_of, max(scored_at) as scored_at "
+        "from marts.rfm_scores group by as_of) as s join marts.rfm_cut_points as c on c.as_of = s.as_of"
+    )
+    return bool(cursor.fetchall()[0][0])
 
 
 def _columns(cursor: Any, mart: str) -> list[str]:  # noqa: ANN401 -- the driver carries no types

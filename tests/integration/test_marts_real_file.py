@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
@@ -92,6 +93,48 @@ class TestAgainstTheOracle:
         scores = mart(built, "rfm_scores", money=("monetary",), where=f"basis = '{basis}'")
         segments = mart(built, "rfm_segments").select("rfm_score_key", "segment")
         same(scores.join(segments, on="rfm_score_key"), oracle.rfm(lines, matching, basis), "customer_key")
+
+
+class TestAsOfAnyDate:
+    """`rfm_as_of` of the one build against the file up to a date, and the movements between two dates."""
+
+    DATES = (date(2011, 3, 31), date(2011, 9, 10), oracle.AS_OF)
+
+    @pytest.fixture(scope="class")
+    def expected(self, lines: pl.DataFrame) -> dict[tuple[date, str], pl.DataFrame]:
+        found = {}
+        for day in self.DATES:
+            known = lines.filter(pl.col("business_date") <= day)
+            matching = oracle.match(known)
+            found |= {(day, basis): oracle.rfm(known, matching, basis, day) for basis in ("booked", "restated")}
+        return found
+
+    @pytest.mark.parametrize("day", DATES, ids=str)
+    def test_scores_and_segments(self, built: Settings, expected: dict[tuple[date, str], pl.DataFrame], day: date):
+        found = mart(built, f"rfm_as_of(date '{day}')", money=("monetary",))
+        for basis in ("booked", "restated"):
+            same(found.filter(pl.col("basis") == basis), expected[day, basis], "customer_key")
+
+    def test_the_date_of_the_build_gives_the_marts(self, built: Settings):
+        sql = (
+            "select count(*) filter (where f.customer_key is null or s.customer_key is null or f.segment is distinct from g.segment "
+            "or (f.recency_days, f.frequency, f.monetary, f.rfm_code) is distinct from (s.recency_days, s.frequency, s.monetary, g.rfm_code)), "
+            f"count(*) from marts.rfm_as_of(date '{oracle.AS_OF}') as f full join (marts.rfm_scores as s join marts.rfm_segments as g "
+            "using (rfm_score_key)) on f.customer_key = s.customer_key and f.basis = s.basis"
+        )
+        assert one(built, sql) == (0, 4_338 + 4_327)
+
+    @pytest.mark.parametrize("basis", ["booked", "restated"])
+    def test_migration_between_two_dates(self, built: Settings, expected: dict[tuple[date, str], pl.DataFrame], basis: str):
+        earlier, later = self.DATES[1:]
+        sql = f"select * from marts.segment_migration(date '{earlier}', date '{later}', '{basis}')"
+        rows = warehouse.fetch_rows(built, sql)
+        assert {(before, after): count for before, after, _, count in rows} == oracle.migration(
+            expected[earlier, basis], expected[later, basis]
+        )
+        assert {change for before, after, change, _ in rows if before == after} == {"unchanged"}
+        assert {after for _, after, change, _ in rows if change == "churned"} == {"Hibernating", "Lost"}
+        assert {before for before, _, change, _ in rows if change == "new"} == {None}
 
 
 class TestKnownFigures:

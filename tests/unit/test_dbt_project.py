@@ -19,6 +19,7 @@ from tests.oracle.marts import SEGMENT_BY_CODE
 
 LAYERS = {"staging", "intermediate", "marts"}
 MARTS = {"dim_customers", "dim_products", "dim_date", "fct_orders", "fct_order_lines", "daily_sales", "rfm_scores", "rfm_segments"}
+MARTS |= {"rfm_cut_points", "rfm_published", "segment_history", "segment_migration_daily"}
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +103,17 @@ def test_every_column_has_its_lineage_worked_out(manifest: dict[str, Any]):
         parents = {parent for deps in lineage[model["unique_id"]].values() for parent, _ in deps}
         assert parents <= set(model["depends_on"]["nodes"])
         assert parents, model["name"]
-    assert lineage["model.crm.rfm_scores"]["monetary"] == (
-        ("model.crm.fct_orders", "sale_amount"),
+    assert lineage["model.crm.rfm_scores"]["monetary"] == (("model.crm.int_rfm_measures", "monetary"),)
+    assert set(lineage["model.crm.int_customer_activity"]["amount_restated"]) >= {
+        ("model.crm.int_order_totals", "sale_amount"),
         ("model.crm.int_cancellations", "applied_amount"),
         ("model.crm.int_cancellations", "unmatched_amount"),
-    )
+    }
+
+
+def test_what_was_known_survives_a_full_refresh(manifest: dict[str, Any]):
+    kept = {m["name"] for m in models(manifest) if m["config"]["full_refresh"] is False}
+    assert kept == {"rfm_cut_points", "rfm_published", "segment_history", "segment_migration_daily"}
 
 
 def test_the_segment_map_covers_every_code_once_as_defined():
