@@ -16,6 +16,9 @@ from crm_resources.dagster_resources import SettingsResource
 from crm_resources.layout import SILVER
 
 REFRESH_JOB = "refresh"
+EVERYTHING_TAG = "crm/everything"
+"""Tag of a run; `true` has it build every row anew, whatever has changed."""
+
 FIRST_BACK_OFF = timedelta(seconds=20)
 LONGEST_BACK_OFF = timedelta(minutes=10)
 _LOOK_BACK_RUNS = 8  # enough failures in a row to reach the longest back-off
@@ -58,8 +61,11 @@ def decide_refresh(state: RefreshState, now: datetime) -> RefreshDecision:
         again_at = state.last_failure_at + back_off(state.failures)
         if now < again_at:
             return RefreshDecision(False, f"{state.failures} failed in a row; next try at {again_at:%H:%M:%S} UTC")
-    why = f"new versions of {', '.join(behind)}" if behind else f"business date is {state.business_date}, marts show {state.marts_as_of}"
-    return RefreshDecision(True, why)
+    why = [f"new versions of {', '.join(behind)}"] if behind else []
+    if turned:
+        shown = f"marts show {state.marts_as_of}" if state.marts_as_of else "nothing is there yet"
+        why.append(f"first refresh of {state.business_date} ({shown}), which builds everything")
+    return RefreshDecision(True, "; ".join(why))
 
 
 def back_off(failures: int) -> timedelta:

@@ -16,7 +16,7 @@ import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_assets
 
 from crm_assets.conventions import OWNERS, POSTGRES_KEY, Group, raw_key, raw_lineage, raw_schema, raw_table_owners, silver_key
-from crm_assets.monitoring.refresh import REFRESH_JOB
+from crm_assets.monitoring.refresh import EVERYTHING_TAG, REFRESH_JOB
 from crm_assets.warehouse.lineage import kept_lineage
 from crm_resources.contracts import contracts
 from crm_resources.contracts.derive_postgres import raw_tables
@@ -157,11 +157,14 @@ def dbt_assets_definition() -> list[dg.AssetsDefinition]:
         from crm_resources import warehouse
 
         loaded = settings.load()
+        warehouse.prepare(loaded)
         whole = whole_project() <= context.selected_asset_keys
+        everything = context.run.tags.get(EVERYTHING_TAG) == "true"
         with (
-            recorded_refresh(loaded, whole=whole, warn=context.log.warning) as pinned,
-            environment(warehouse.dbt_environment(pinned)),
+            recorded_refresh(loaded, whole=whole, warn=context.log.warning, everything=everything) as planned,
+            environment(planned.dbt_environment()),
         ):
+            context.log.info("builds %s: %s", "everything" if planned.scope.whole else "changes", planned.scope.reason)
             for key, lineage in model_lineage().items():
                 if key in context.selected_asset_keys:
                     context.add_asset_metadata({"dagster/column_lineage": lineage}, asset_key=key)

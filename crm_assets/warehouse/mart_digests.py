@@ -23,8 +23,9 @@ from crm_resources.settings import Settings
 RUN_COLUMNS = ("scored_at",)
 """Columns of marts that hold the time of the run."""
 
-REBUILT = ("table", "view", "seed")
-"""Materializations that a run makes anew from what it reads. Others (incremental models, snapshots) carry state of earlier runs."""
+REBUILT = ("table", "view", "seed", "incremental")
+"""Materializations that can be made anew from what they read. Others (snapshots) carry state of earlier runs, and so do incremental models
+that refuse a full refresh."""
 
 SCORED_BY_CUT_POINTS = ("rfm_scores", "rfm_segments")
 """Marts that rest on cut points, which a business day computes once: within the day they depend on what its first run saw."""
@@ -40,7 +41,9 @@ def mart_names(manifest: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """
     nodes = (manifest if manifest is not None else json.loads(MANIFEST.read_text()))["nodes"].values()
     marts = [n for n in nodes if n["resource_type"] in ("model", "seed") and n["schema"] == warehouse.MARTS_SCHEMA]
-    return tuple(sorted(n["name"] for n in marts if n["config"]["materialized"] in REBUILT))
+    return tuple(
+        sorted(n["name"] for n in marts if n["config"]["materialized"] in REBUILT and n["config"].get("full_refresh") is not False)
+    )
 
 
 def models_fingerprint(project: Path = PROJECT) -> str:

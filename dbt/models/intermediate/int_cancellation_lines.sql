@@ -3,10 +3,16 @@
 -- Three forms: a document that names the order (`referenced`), a document that names none (`unreferenced`), and a later message of
 -- the order itself (`status`), which takes back each of its sale lines. A row whose order is not known is held: it has no effect yet.
 
+{{ config(
+    materialized='incremental',
+    pre_hook="{{ delete_changed('order_id', 'int_changed_orders') }}",
+    indexes=[{'columns': ['order_id']}, {'columns': ['target_order_id']}, {'columns': ['customer_id', 'product_code']}],
+) }}
+
 with lines as (
 
     select * from {{ ref('int_order_lines_classified') }}
-    where is_within_as_of and is_base_currency
+    where is_within_as_of and is_base_currency and {{ only_changed('order_id', 'int_changed_orders') }}
 
 ),
 
