@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from random import Random
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from crm_resources import warehouse
+from crm_assets.warehouse.load import load_all
+from crm_assets.warehouse.recorded_refresh import PlannedRefresh, recorded_refresh
+from crm_resources import refresh_reports, warehouse
 from crm_resources.settings import Settings
 from deploy.local.stack import Stack
 from tests.oracle.lake_writer import append, order
-from tests.oracle.refresh import WITHOUT_TESTS, data_set, refresh
+from tests.oracle.refresh import WITHOUT_TESTS, data_set, refresh, run_dbt
 
 TODAY = datetime.now(UTC).date()
 START = TODAY - timedelta(days=12)
@@ -42,8 +45,9 @@ def some_orders(random: Random, day: date, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def build(settings: Settings, day: date, *arguments: str) -> None:
-    refresh(settings.model_copy(update={"as_of": day}), *WITHOUT_TESTS, "--select", "+segment_migration_daily", *arguments)
+def build(settings: Settings, day: date) -> None:
+    """The whole of RFM from the first row, as on a day's first refresh."""
+    refresh(settings.model_copy(update={"as_of": day}), *WITHOUT_TESTS, "--select", "+segment_migration_daily")
 
 
 def published(settings: Settings) -> dict[tuple[str, str], tuple[str, int]]:
@@ -135,7 +139,7 @@ def category(previous: str | None, previous_rank: int, segment: str, rank: int) 
 
 def test_daily_migration_matrix(days: tuple[Settings, Diary]):
     settings, diary = days
-    for earlier, later in zip(DAYS, DAYS[1:], strict=False):
+    for earlier, later in itertools.pairwise(DAYS):
         sql = (
             "select basis, from_segment, to_segment, customers from marts.segment_migration_daily "
             f"where business_date = date '{later}' and from_date = date '{earlier}'"
@@ -156,7 +160,7 @@ def test_looking_back_late_data_and_a_full_refresh_leave_the_history_alone(days:
     append(settings, [order("late", at(START - timedelta(days=20)), [("sku", 99, "9.0000")], customer_id="c1")])
     build(settings, START)
     assert history(settings) == before
-    build(settings, DAYS[-1], "--full-refresh")
+    build(settings, DAYS[-1])
     assert movements_before(settings, DAYS[-1]) == [row for row in before if row[2] < DAYS[-1]]
 
 
@@ -165,19 +169,35 @@ def movements_before(settings: Settings, day: date) -> list[tuple[Any, ...]]:
 
 
 def test_cut_points_hold_for_the_day(days: tuple[Settings, Diary]):
-    """Today is the one date whose cut points are kept; `--full-refresh` computes them again."""
+    """An order moves its customer and nobody else, until everything is built anew."""
     settings, _ = days
-    build(settings, TODAY)
-    stored = cut_points(settings)
-    scores = by_customer(settings)
+    assert platform_refresh(settings).scope.whole
+    stored, scores = cut_points(settings), by_customer(settings)
+    assert {"rfm_scores", "rfm_segments"} <= reported_marts(settings)
+
     append(settings, [order("today", at(TODAY - timedelta(days=1)), [("sku", 500, "9.0000")], customer_id="c2")])
-    build(settings, TODAY)
+    assert not platform_refresh(settings).scope.whole
     assert cut_points(settings) == stored
     after = by_customer(settings)
     assert {key for key in after if after[key] != scores[key]} == {("id:c2", "booked"), ("id:c2", "restated")}
     assert after["id:c2", "booked"][-1] == 5
-    build(settings, TODAY, "--full-refresh")
+    assert not {"rfm_scores", "rfm_segments"} & reported_marts(settings), "silver alone does not make these again"
+
+    platform_refresh(settings, everything=True)
     assert cut_points(settings) != stored
+
+
+def platform_refresh(settings: Settings, *, everything: bool = False) -> PlannedRefresh:
+    load_all(settings)
+    with recorded_refresh(settings, whole=True, warn=pytest.fail, everything=everything) as planned:
+        run_dbt(planned.settings, *WITHOUT_TESTS, changed_since=planned.scope.since)
+    return planned
+
+
+def reported_marts(settings: Settings) -> set[str]:
+    report = refresh_reports.last_report_before(settings, datetime.max.replace(tzinfo=UTC))
+    assert report is not None
+    return set(report.marts)
 
 
 def cut_points(settings: Settings) -> list[tuple[Any, ...]]:
