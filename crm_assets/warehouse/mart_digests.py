@@ -31,6 +31,9 @@ REBUILT = ("table", "view", "seed", "incremental")
 """Materializations that can be made anew from what they read. Others (snapshots) carry state of earlier runs, and so do incremental models
 that refuse a full refresh."""
 
+SCORED_BY_CUT_POINTS = ("rfm_scores", "rfm_segments")
+"""Marts that rest on cut points, which a business day computes once: within the day they depend on what its first run saw."""
+
 _MODULUS = 2**64
 
 
@@ -69,11 +72,16 @@ def models_fingerprint(project: Path = PROJECT) -> str:
 def digest_marts(settings: Settings, *, read_all: bool = False) -> tuple[dict[str, MartDigest], dict[str, str]]:
     """Digests of the marts by name, and the key figures as exact decimals, of one moment.
 
+<<<<<<< HEAD
     A mart that the database lacks is absent.
 
     Args:
         settings: which data set; its database must be prepared.
         read_all: read every row, also of marts whose digest is kept: what stands there, whoever wrote it.
+=======
+    A mart that the database lacks is absent, and so are scores by cut points of an earlier run: nobody can make those again from
+    silver alone.
+>>>>>>> rfm
     """
     digests = {}
     with warehouse.connect(settings) as connection, connection.cursor() as cursor:
@@ -81,11 +89,18 @@ def digest_marts(settings: Settings, *, read_all: bool = False) -> tuple[dict[st
         # Times are spelled in the session's zone and style.
         cursor.execute("set local timezone to 'UTC'")
         cursor.execute("set local datestyle to 'ISO, YMD'")
+<<<<<<< HEAD
         kept = _kept_digests(cursor)
         for name in mart_names():
             if not read_all and name in kept:
                 digests[name] = kept[name]
             elif columns := _columns(cursor, name):
+=======
+        left_out = SCORED_BY_CUT_POINTS if _cut_points_are_of_an_earlier_run(cursor) else ()
+        for name in mart_names():
+            columns = _columns(cursor, name)
+            if columns and name not in left_out:
+>>>>>>> rfm
                 cursor.execute(digest_sql(name, columns))
                 digests[name] = _digest(*cursor.fetchall()[0])
         figures = {}
@@ -115,6 +130,7 @@ KEY_FIGURES: Mapping[str, str] = {
 """The numbers a person asks for first: amounts in the base currency, up to the as-of date."""
 
 
+<<<<<<< HEAD
 def _kept_digests(cursor: Any) -> dict[str, MartDigest]:  # noqa: ANN401 -- the driver carries no types
     cursor.execute("select mart, digested_rows, high::text, low::text from meta.mart_digests")
     return {mart: _digest(rows, high, low) for mart, rows, high, low in cursor.fetchall()}
@@ -122,6 +138,16 @@ def _kept_digests(cursor: Any) -> dict[str, MartDigest]:  # noqa: ANN401 -- the 
 
 def _digest(rows: int, high: str, low: str) -> MartDigest:
     return MartDigest(int(rows), f"{int(high) % _MODULUS:016x}{int(low) % _MODULUS:016x}")
+=======
+def _cut_points_are_of_an_earlier_run(cursor: Any) -> bool:  # noqa: ANN401 -- the driver carries no types
+    if not (_columns(cursor, "rfm_scores") and _columns(cursor, "rfm_cut_points")):
+        return False
+    cursor.execute(
+        "select coalesce(bool_or(c.computed_at < s.scored_at), false) from (select as_of, max(scored_at) as scored_at "
+        "from marts.rfm_scores group by as_of) as s join marts.rfm_cut_points as c on c.as_of = s.as_of"
+    )
+    return bool(cursor.fetchall()[0][0])
+>>>>>>> rfm
 
 
 def _columns(cursor: Any, mart: str) -> list[str]:  # noqa: ANN401 -- the driver carries no types

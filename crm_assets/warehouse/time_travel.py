@@ -25,7 +25,7 @@ from pathlib import Path
 from crm_assets.monitoring.refresh import business_date
 from crm_assets.warehouse.load import LoadError, load_entity
 from crm_assets.warehouse.manifest import PROJECT
-from crm_assets.warehouse.mart_digests import digest_marts, models_fingerprint
+from crm_assets.warehouse.mart_digests import SCORED_BY_CUT_POINTS, digest_marts, models_fingerprint
 from crm_assets.warehouse.travel_choice import TimeTravelError, end_of, place_of_report, place_of_versions, read_date, read_versions
 from crm_resources import lake, refresh_reports, warehouse
 from crm_resources.contracts import contracts
@@ -192,6 +192,9 @@ def travel(settings: Settings, destination: Destination, *, keep: bool = False) 
         _build(place)
         marts, figures = digest_marts(place, read_all=True)
     report = destination.report
+    if report is not None:
+        # Scores by cut points of an earlier run were not reported; here they rest on cut points of their own.
+        marts = {name: mart for name, mart in marts.items() if name in report.marts or name not in SCORED_BY_CUT_POINTS}
     return Journey(
         destination=destination,
         database=place.database,

@@ -101,10 +101,9 @@
     {%- do append_with_parents('model.' ~ project_name ~ '.' ~ model_name, chain) -%}
     {%- for unique_id in chain -%}
         {%- set found = namespace(sql=graph.nodes[unique_id].raw_code) -%}
-        {%- for parent in graph.nodes[unique_id].depends_on.nodes if parent in graph.nodes -%}
-            {%- set node = graph.nodes[parent] -%}
-            {%- set name = node.name if parent in chain else node.relation_name -%}
-            {%- set found.sql = found.sql | replace("{{ ref('" ~ node.name ~ "') }}", name) -%}
+        {%- for parent in parents_in_sql(unique_id) -%}
+            {%- set name = parent.name if parent.unique_id in chain else parent.relation_name -%}
+            {%- set found.sql = found.sql | replace("{{ ref('" ~ parent.name ~ "') }}", name) -%}
         {%- endfor %}
     {{ graph.nodes[unique_id].name }} as (
         {{ render(found.sql) | replace(as_of() | trim, moment) }}
@@ -114,12 +113,23 @@
 
 {# Appends a model to a list of unique ids, after the models it is made from. #}
 {% macro append_with_parents(unique_id, chain) %}
-    {%- for parent in graph.nodes[unique_id].depends_on.nodes if parent.startswith('model.') and parent not in chain -%}
-        {%- do append_with_parents(parent, chain) -%}
+    {%- for parent in parents_in_sql(unique_id) if parent.resource_type == 'model' and parent.unique_id not in chain -%}
+        {%- do append_with_parents(parent.unique_id, chain) -%}
     {%- endfor -%}
     {%- if unique_id not in chain -%}
         {%- do chain.append(unique_id) -%}
     {%- endif -%}
+{% endmacro %}
+
+{# Models and seeds that a model's own SQL names; not those that only its macros and hooks read to find out what changed. #}
+{% macro parents_in_sql(unique_id) %}
+    {%- set named = [] -%}
+    {%- for parent in graph.nodes[unique_id].depends_on.nodes if parent in graph.nodes -%}
+        {%- if "{{ ref('" ~ graph.nodes[parent].name ~ "') }}" in graph.nodes[unique_id].raw_code -%}
+            {%- do named.append(graph.nodes[parent]) -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {{- return(named) -}}
 {% endmacro %}
 
 {# Statements that let the read-only role call a function of the marts, and nobody else but the owner. #}

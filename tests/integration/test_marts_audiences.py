@@ -20,8 +20,9 @@ from tests.oracle.refresh import data_set, refresh, run_dbt
 FIRST_AS_OF = date(2026, 3, 31)
 LATER = date(2026, 7, 31)
 PARAMETERS = {"r": 0.9, "alpha": 60.0, "a": 0.8, "b": 2.4, "gg_p": 6.25, "gg_q": 3.74, "gg_v": 15.4}
-SCORES = ("int_audience_suppressions", "int_audience_eligible", "audience_changes", "audience_members")
-WITHOUT_SEEDS = ("build", "--exclude-resource-type", "seed", "unit_test", "--indirect-selection", "cautious", "--select", "+audience_members")
+BUILD = ("build", "--exclude-resource-type", "seed", "unit_test", "--indirect-selection", "cautious", "--select")
+WITHOUT_SEEDS = (*BUILD, "+audience_members")
+AUDIENCES_ALONE = (*BUILD, "int_audience_suppressions", "int_audience_eligible", "audience_changes", "audience_members")
 
 AGREED = {"consent_email": True, "consent_ads": True}
 Change = tuple[str, str, str]
@@ -72,11 +73,12 @@ def shop(stack_services: Stack) -> Settings:
         "opted-out": {**AGREED, "opted_out": True},
         "erased": {**AGREED, "erased": True},
     }
+    agreed = ("wins-back", "will-object", "will-be-erased")
     append(settings, [
         *crowd(),
-        *(row for name in ("wins-back", "will-object", "will-be-erased", "without-profile", *refused) for row in every_month(name, QUIET)),
+        *(row for name in (*agreed, "without-profile", *refused) for row in every_month(name, QUIET)),
         *every_month("regular", date(2026, 3, 25)),
-        *(profile(name, on(QUIET), email=f"{name}@example.com", **AGREED) for name in ("wins-back", "will-object", "will-be-erased", "regular")),
+        *(profile(name, on(QUIET), email=f"{name}@example.com", **AGREED) for name in (*agreed, "regular")),
         *(profile(name, on(QUIET), email=f"{name}@example.com", **fields) for name, fields in refused.items()),
     ])  # fmt: skip
     warehouse.prepare(settings)
@@ -113,7 +115,9 @@ def test_the_first_refresh_brings_in_who_agreed_and_nobody_else(shop: Settings):
     assert members(shop, "risky") == {"wins-back", "will-object", "will-be-erased"}
     assert changes(shop, "risky", 1) == {(name, "join", "conditions met") for name in members(shop, "risky")}
     assert members(shop, "everybody") == {"wins-back", "will-object", "will-be-erased", "regular"}
-    because = dict(warehouse.fetch_rows(shop, "select customer_key, reason from intermediate.int_audience_suppressions where purpose = 'email'"))
+    because = dict(
+        warehouse.fetch_rows(shop, "select customer_key, reason from intermediate.int_audience_suppressions where purpose = 'email'")
+    )
     named = {name: because[f"id:{name}"] for name in ("silent-on-consent", "said-no", "opted-out", "erased", "without-profile", "crowd0")}
     assert named == {
         "silent-on-consent": "consent unknown",
@@ -196,7 +200,7 @@ def stale(third: Settings) -> Iterator[Settings]:
     """An order has come, and only the audiences are built; afterwards everything is."""
     append(third, bought("regular", date(2026, 7, 30)))
     load_all(third)
-    run_dbt(third, "build", "--exclude-resource-type", "unit_test", "--indirect-selection", "cautious", "--select", *SCORES)
+    run_dbt(third, *AUDIENCES_ALONE)
     yield third
     run_dbt(third, *WITHOUT_SEEDS)
 
@@ -210,7 +214,7 @@ def test_who_ordered_since_the_score_leaves_until_the_next_one(stale: Settings):
 
 def test_a_withdrawn_audience_is_left_by_all(stale: Settings):
     execute(stale, "delete from marts.audience_rules where audience = 'risky'")
-    run_dbt(stale, "build", "--exclude-resource-type", "test", "unit_test", "--select", *SCORES)
+    run_dbt(stale, *AUDIENCES_ALONE)
     assert members(stale, "risky") == set()
     (version,) = warehouse.fetch_rows(stale, "select max(version) from marts.audience_changes where audience = 'risky'")[0]
     assert {reason for _, _, reason in changes(stale, "risky", version)} == {"audience withdrawn"}

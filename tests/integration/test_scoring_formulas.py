@@ -1,4 +1,4 @@
-"""The formulas of the purchase models as PostgreSQL computes them, against scipy, from everyday customers to the bounds of the parameters."""
+"""The formulas of the purchase models as PostgreSQL computes them, against scipy, from everyday customers to the parameters' bounds."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def in_sql(database: Settings) -> Callable[[list[Case], str, tuple[str, ...]], n
     def evaluate(rows: list[Case], macro: str, columns: tuple[str, ...]) -> np.ndarray:
         expression = getattr(macros, macro)(*columns)
         sql = (
-            f"select cast({expression} as double precision) from rows from (jsonb_to_recordset($1::text::jsonb) as (method text, x integer, "
-            "t_x integer, age integer, horizon integer, r float8, alpha float8, a float8, b float8)) with ordinality as g "
+            f"select cast({expression} as double precision) from rows from (jsonb_to_recordset($1::text::jsonb) as (method text, "
+            "x integer, t_x integer, age integer, horizon integer, r float8, alpha float8, a float8, b float8)) with ordinality as g "
             "(method, x, t_x, age, horizon, r, alpha, a, b, position) order by position"
         )
         return np.array([value for (value,) in warehouse.fetch_rows(database, sql, (json.dumps(rows),))], float)

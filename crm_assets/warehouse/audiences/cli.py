@@ -38,7 +38,9 @@ def list_() -> None:
     try:
         audiences = read_audiences()
         members = dict(warehouse.rows_if_prepared(settings, "select audience, count(*) from marts.audience_members group by audience"))
-        changed = dict(warehouse.rows_if_prepared(settings, "select audience, max(modified_at) from marts.audience_changes group by audience"))
+        changed = dict(
+            warehouse.rows_if_prepared(settings, "select audience, max(modified_at) from marts.audience_changes group by audience")
+        )
         exported = last_acknowledged(settings)
     except _FAULTS as error:
         raise _told(error) from error

@@ -152,9 +152,7 @@ def rules_csv(audiences: tuple[Audience, ...]) -> str:
     """The seed `audience_rules`, one row per audience."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ("audience", "description", "consent", "segments", "risk_bands", "min_risk", "max_risk", "value_tiers", "min_revenue")
-    )
+    writer.writerow(("audience", "description", "consent", "segments", "risk_bands", "min_risk", "max_risk", "value_tiers", "min_revenue"))
     for audience in audiences:
         risk = audience.risk or RiskCondition.model_construct()
         value = audience.value or ValueCondition.model_construct()

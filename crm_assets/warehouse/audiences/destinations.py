@@ -1,7 +1,7 @@
 """Where an export goes: a webhook that is told message by message, or files in a folder.
 
-Belongs here: sending, retrying, and when a message counts as arrived. Not here: which messages (`reconcile`), or keeping them (`ledger`). No
-error or log of this module holds a secret, the webhook's path and query, or a member.
+Belongs here: sending, retrying, and when a message counts as arrived. Not here: which messages (`reconcile`), or keeping them (`ledger`).
+No error or log of this module holds a secret, the webhook's path and query, or a member.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ class Webhook:
         ExportError: the address is none, or would carry personal data unencrypted to another machine.
     """
 
-    def __init__(
-        self, url: SecretStr, token: SecretStr | None = None, *, attempts: int = ATTEMPTS, wait: wait_base = PATIENT
-    ) -> None:
+    def __init__(self, url: SecretStr, token: SecretStr | None = None, *, attempts: int = ATTEMPTS, wait: wait_base = PATIENT) -> None:
         parts = urlsplit(url.get_secret_value())
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ExportError("CRM_AUDIENCE_WEBHOOK_URL is no web address; write it as https://host/path")
@@ -102,9 +100,7 @@ class Webhook:
         # At its usual level this logger writes every address in full.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         headers = {"Authorization": f"Bearer {self._token.get_secret_value()}"} if self._token else {}
-        retrying = Retrying(
-            retry=retry_if_exception_type(_NotNow), stop=stop_after_attempt(self._attempts), wait=self._wait, reraise=True
-        )
+        retrying = Retrying(retry=retry_if_exception_type(_NotNow), stop=stop_after_attempt(self._attempts), wait=self._wait, reraise=True)
         with httpx.Client(headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False) as client:
             for number, delivery in enumerate(deliveries):
                 try:

@@ -36,7 +36,8 @@ def audience_purposes(settings: Settings) -> dict[str, str | None]:
     """Every audience the marts know, with the purpose of consent it is declared for; `None` for one that was withdrawn."""
     rows = warehouse.rows_if_prepared(
         settings,
-        "select coalesce(changed.audience, rules.audience), rules.consent from (select distinct audience from marts.audience_changes) as changed "
+        "select coalesce(changed.audience, rules.audience), rules.consent "
+        "from (select distinct audience from marts.audience_changes) as changed "
         "full outer join marts.audience_rules as rules on changed.audience = rules.audience order by 1",
     )
     return dict(rows)

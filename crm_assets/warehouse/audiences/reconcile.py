@@ -1,8 +1,8 @@
 """What an export has to send: the difference between who is in an audience and who the receiver was told is; pure.
 
 The newest change of a customer counts and no earlier one: who joined and left between two exports is never named, and a join that was not
-sent before the customer opted out is not sent afterwards. A leave names the member as the join did, even when the e-mail address has changed
-or was erased since. What was begun and not acknowledged may have arrived: it is sent again with the same key, or taken back.
+sent before the customer opted out is not sent afterwards. A leave names the member as the join did, even when the e-mail address has
+changed or was erased since. What was begun and not acknowledged may have arrived: it is sent again with the same key, or taken back.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Standing:
-    """The newest change of a customer in an audience. `member` is the name outside of a customer who is in it; `None`: in it no more, or
-    nothing is known to call the customer by."""
+    """The newest change of a customer in an audience.
+
+    `member` is the name outside of a customer who is in it; `None` when the customer left, or nothing is known to call the customer by.
+    """
 
     audience: str
     customer_key: str

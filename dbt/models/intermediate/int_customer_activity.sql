@@ -3,6 +3,12 @@
 -- What every customer score starts from, so that none of them reads order lines. The as-of date leaves later rows out and does
 -- nothing else: no column ages. A credit that finds no order lowers the restated amount and belongs to no purchase day.
 
+{{ config(
+    materialized='incremental',
+    pre_hook="{{ delete_changed('customer_id', 'int_changed_customers') }}",
+    indexes=[{'columns': ['customer_key'], 'unique': true}, {'columns': ['customer_id']}],
+) }}
+
 with orders as (
 
     select
@@ -20,6 +26,7 @@ with orders as (
         and orders.is_within_as_of
         and orders.is_base_currency
         and totals.sale_lines > 0
+        and {{ only_changed('orders.customer_id', 'int_changed_customers', 'customer_id') }}
 
 ),
 
@@ -66,7 +73,10 @@ credits as (
         customer_id,
         sum(applied_amount + unmatched_amount) as amount
     from {{ ref('int_cancellations') }}
-    where customer_id is not null and business_date <= {{ as_of() }}
+    where
+        customer_id is not null
+        and business_date <= {{ as_of() }}
+        and {{ only_changed('customer_id', 'int_changed_customers') }}
     group by customer_id
 
 ),
@@ -74,24 +84,45 @@ credits as (
 documents as (
 
     select
-        documents.order_id,
-        coalesce(documents.customer_id, targets.customer_id) as customer_id
-    from {{ ref('int_orders_current') }} as documents
-    left join {{ ref('int_orders_current') }} as targets
-        on documents.cancels_order_id = targets.order_id and targets.is_within_as_of
+        order_id,
+        customer_id
+    from {{ ref('int_orders_current') }}
+    where
+        customer_id is not null
+        and is_within_as_of
+        and {{ only_changed('customer_id', 'int_changed_customers') }}
+
+),
+
+messages as (
+
+    select
+        documents.customer_id,
+        messages.message_at,
+        messages.loaded_at
+    from documents
+    inner join {{ ref('stg_crm__orders') }} as messages on documents.order_id = messages.order_id
+    where messages.is_within_as_of
+    union all
+    -- A document that takes an order back need not name the customer.
+    select
+        documents.customer_id,
+        messages.message_at,
+        messages.loaded_at
+    from documents
+    inner join {{ ref('stg_crm__orders') }} as messages on documents.order_id = messages.cancels_order_id
+    where messages.is_within_as_of
 
 ),
 
 changes as (
 
     select
-        documents.customer_id,
-        max(messages.message_at) as last_change_at,
-        max(messages.loaded_at) as loaded_at
-    from {{ ref('stg_crm__orders') }} as messages
-    inner join documents on messages.order_id = documents.order_id
-    where messages.is_within_as_of
-    group by documents.customer_id
+        customer_id,
+        max(message_at) as last_change_at,
+        max(loaded_at) as loaded_at
+    from messages
+    group by customer_id
 
 )
 

@@ -9,28 +9,37 @@
     pre_hook="{{ forget_stale_cut_points() }}"
 ) }}
 
-with measures as (
+with customers as (
+
+    select * from {{ ref('int_rfm_measures') }}
+    {% if adds_to_earlier_runs() %}
+        where basis not in (select stored.basis from {{ this }} as stored where stored.as_of = {{ as_of() }})
+    {% endif %}
+
+),
+
+measures as (
 
     select
         basis,
         'recency' as measure,
         cast(recency_days as numeric) as measured_value,
         -cast(recency_days as numeric) as goodness
-    from {{ ref('int_rfm_measures') }}
+    from customers
     union all
     select
         basis,
         'frequency' as measure,
         cast(frequency as numeric) as measured_value,
         cast(frequency as numeric) as goodness
-    from {{ ref('int_rfm_measures') }}
+    from customers
     union all
     select
         basis,
         'monetary' as measure,
         monetary as measured_value,
         monetary as goodness
-    from {{ ref('int_rfm_measures') }}
+    from customers
 
 ),
 
@@ -126,6 +135,3 @@ select
     {{ as_of() }} as as_of,
     {{ run_time() }} as computed_at
 from combined
-{% if adds_to_earlier_runs() %}
-    where basis not in (select stored.basis from {{ this }} as stored where stored.as_of = {{ as_of() }})
-{% endif %}

@@ -48,11 +48,30 @@ stays as (
 
 ),
 
+open_stays as (
+
+    select * from stays
+    where valid_to is null
+
+),
+
+-- Of customers who come back after a time without a score, the stay before it.
+left_stays as (
+
+    select distinct on (stays.customer_key, stays.basis) stays.*
+    from stays
+    inner join current_rows on stays.customer_key = current_rows.customer_key and stays.basis = current_rows.basis
+    left join open_stays on stays.customer_key = open_stays.customer_key and stays.basis = open_stays.basis
+    where open_stays.customer_key is null
+    order by stays.customer_key asc, stays.basis asc, stays.valid_from desc
+
+),
+
 last_stays as (
 
-    select distinct on (customer_key, basis) *
-    from stays
-    order by customer_key asc, basis asc, valid_from desc
+    select * from open_stays
+    union all
+    select * from left_stays
 
 ),
 
@@ -63,10 +82,10 @@ ended as (
         open_stays.*,
         dates.business_date,
         dates.date_before
-    from last_stays as open_stays
+    from open_stays
     cross join dates
     left join current_rows on open_stays.customer_key = current_rows.customer_key and open_stays.basis = current_rows.basis
-    where open_stays.valid_to is null and current_rows.segment is distinct from open_stays.segment
+    where current_rows.segment is distinct from open_stays.segment
 
 ),
 
