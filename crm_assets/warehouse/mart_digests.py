@@ -40,22 +40,20 @@ _MODULUS = 2**64
 def mart_names(manifest: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """Marts that are made from silver, seeds and the as-of date alone, sorted.
 
-    Left out are those with a state of their own, those made of a source other than raw (a fitted model), and all that is made of either.
+    Left out are those with a state of their own, and all that is made of a source other than raw: a fitted model is not in silver.
 
     Args:
         manifest: dbt's; the one kept in the repository when omitted.
     """
     document = manifest if manifest is not None else json.loads(MANIFEST.read_text())
     nodes = {uid: node for uid, node in document["nodes"].items() if node["resource_type"] in ("model", "seed")}
-    stateful = {uid for uid, node in nodes.items() if node["config"]["materialized"] not in REBUILT or _refuses_full_refresh(node)}
-    stateful |= {uid for uid, source in document.get("sources", {}).items() if source["schema"] != RAW_SCHEMA}
-    while grown := {uid for uid, node in nodes.items() if stateful & set(node.get("depends_on", {}).get("nodes", ()))} - stateful:
-        stateful |= grown
-    return tuple(sorted(n["name"] for uid, n in nodes.items() if n["schema"] == warehouse.MARTS_SCHEMA and uid not in stateful))
-
-
-def _refuses_full_refresh(node: Mapping[str, Any]) -> bool:
-    return node["config"].get("full_refresh") is False
+    fitted = {uid for uid, source in document.get("sources", {}).items() if source["schema"] != RAW_SCHEMA}
+    while further := {uid for uid, node in nodes.items() if fitted & set(node.get("depends_on", {}).get("nodes", ()))} - fitted:
+        fitted |= further
+    marts = [node for uid, node in nodes.items() if node["schema"] == warehouse.MARTS_SCHEMA and uid not in fitted]
+    return tuple(
+        sorted(n["name"] for n in marts if n["config"]["materialized"] in REBUILT and n["config"].get("full_refresh") is not False)
+    )
 
 
 def models_fingerprint(project: Path = PROJECT) -> str:
@@ -72,16 +70,12 @@ def models_fingerprint(project: Path = PROJECT) -> str:
 def digest_marts(settings: Settings, *, read_all: bool = False) -> tuple[dict[str, MartDigest], dict[str, str]]:
     """Digests of the marts by name, and the key figures as exact decimals, of one moment.
 
-<<<<<<< HEAD
-    A mart that the database lacks is absent.
+    A mart that the database lacks is absent, and so are scores by cut points of an earlier run: nobody can make those again from
+    silver alone.
 
     Args:
         settings: which data set; its database must be prepared.
         read_all: read every row, also of marts whose digest is kept: what stands there, whoever wrote it.
-=======
-    A mart that the database lacks is absent, and so are scores by cut points of an earlier run: nobody can make those again from
-    silver alone.
->>>>>>> rfm
     """
     digests = {}
     with warehouse.connect(settings) as connection, connection.cursor() as cursor:
@@ -89,18 +83,14 @@ def digest_marts(settings: Settings, *, read_all: bool = False) -> tuple[dict[st
         # Times are spelled in the session's zone and style.
         cursor.execute("set local timezone to 'UTC'")
         cursor.execute("set local datestyle to 'ISO, YMD'")
-<<<<<<< HEAD
         kept = _kept_digests(cursor)
+        left_out = SCORED_BY_CUT_POINTS if _cut_points_are_of_an_earlier_run(cursor) else ()
         for name in mart_names():
+            if name in left_out:
+                continue
             if not read_all and name in kept:
                 digests[name] = kept[name]
             elif columns := _columns(cursor, name):
-=======
-        left_out = SCORED_BY_CUT_POINTS if _cut_points_are_of_an_earlier_run(cursor) else ()
-        for name in mart_names():
-            columns = _columns(cursor, name)
-            if columns and name not in left_out:
->>>>>>> rfm
                 cursor.execute(digest_sql(name, columns))
                 digests[name] = _digest(*cursor.fetchall()[0])
         figures = {}
@@ -130,7 +120,6 @@ KEY_FIGURES: Mapping[str, str] = {
 """The numbers a person asks for first: amounts in the base currency, up to the as-of date."""
 
 
-<<<<<<< HEAD
 def _kept_digests(cursor: Any) -> dict[str, MartDigest]:  # noqa: ANN401 -- the driver carries no types
     cursor.execute("select mart, digested_rows, high::text, low::text from meta.mart_digests")
     return {mart: _digest(rows, high, low) for mart, rows, high, low in cursor.fetchall()}
@@ -138,7 +127,8 @@ def _kept_digests(cursor: Any) -> dict[str, MartDigest]:  # noqa: ANN401 -- the 
 
 def _digest(rows: int, high: str, low: str) -> MartDigest:
     return MartDigest(int(rows), f"{int(high) % _MODULUS:016x}{int(low) % _MODULUS:016x}")
-=======
+
+
 def _cut_points_are_of_an_earlier_run(cursor: Any) -> bool:  # noqa: ANN401 -- the driver carries no types
     if not (_columns(cursor, "rfm_scores") and _columns(cursor, "rfm_cut_points")):
         return False
@@ -147,7 +137,6 @@ def _cut_points_are_of_an_earlier_run(cursor: Any) -> bool:  # noqa: ANN401 -- t
         "from marts.rfm_scores group by as_of) as s join marts.rfm_cut_points as c on c.as_of = s.as_of"
     )
     return bool(cursor.fetchall()[0][0])
->>>>>>> rfm
 
 
 def _columns(cursor: Any, mart: str) -> list[str]:  # noqa: ANN401 -- the driver carries no types

@@ -116,7 +116,7 @@ def test_every_column_has_its_lineage_worked_out(manifest: dict[str, Any]):
 
 def test_what_was_known_survives_a_full_refresh(manifest: dict[str, Any]):
     kept = {m["name"] for m in models(manifest) if m["config"]["full_refresh"] is False}
-    assert kept == {"rfm_cut_points", "rfm_published", "segment_history", "segment_migration_daily"}
+    assert kept == {"rfm_cut_points", "rfm_published", "segment_history", "segment_migration_daily", "audience_changes"}
 
 
 def test_whether_a_customer_is_alive_decides_nothing_about_audiences(manifest: dict[str, Any]):

@@ -132,18 +132,12 @@ class TestWhatIsCompared:
         ]
         assert mart_names({"nodes": {str(i): n for i, n in enumerate(nodes)}}) == ("b", "facts", "map")
 
-    def test_marts_made_of_state_or_of_a_fitted_model_are_left_out(self):
-        def node(name: str, *parents: str, materialized: str = "table") -> dict[str, object]:
-            config = {"materialized": materialized}
+    def test_marts_made_of_a_fitted_model_are_left_out(self):
+        def node(name: str, *parents: str) -> dict[str, object]:
+            config = {"materialized": "table"}
             return {"name": name, "schema": "marts", "resource_type": "model", "config": config, "depends_on": {"nodes": list(parents)}}
 
-        nodes = [
-            node("sales", "raw.orders"),
-            node("scores", "fitted"),
-            node("of_scores", "scores"),
-            node("log", "sales", materialized="snapshot"),
-            node("of_log", "log", "sales"),
-        ]
+        nodes = [node("sales", "raw.orders"), node("scores", "fitted", "raw.orders"), node("of_scores", "sales", "scores")]
         sources = {"raw.orders": {"schema": "raw"}, "fitted": {"schema": "models"}}
         assert mart_names({"nodes": {str(n["name"]): n for n in nodes}, "sources": sources}) == ("sales",)
 
