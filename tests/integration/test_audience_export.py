@@ -21,7 +21,9 @@ import dagster as dg
 import pytest
 from pydantic import SecretStr
 from tenacity import wait_none
+from typer.testing import CliRunner
 
+from crm_assets.warehouse.audiences.cli import app
 from crm_assets.warehouse.audiences.destinations import CsvFolder, ExportError, Webhook
 from crm_assets.warehouse.audiences.export import export_audiences
 from crm_assets.warehouse.audiences.identities import Identity, email_hash, pseudonym
@@ -312,6 +314,27 @@ def test_the_members_of_a_withdrawn_audience_still_leave(shop: Settings, receive
 def test_an_unknown_audience_is_named(shop: Settings, receiver: Receiver):
     with pytest.raises(ExportError, match="no audience is called nobody; known are ads, mail"):
         send(shop, receiver, Identity.PSEUDONYM, "nobody")
+
+
+def test_before_the_first_refresh_there_is_nothing_to_export(stack_services: Stack, receiver: Receiver):
+    with pytest.raises(ExportError, match="never_refreshed has no audiences yet"):
+        send(data_set(stack_services.settings, "never_refreshed"), receiver)
+
+
+def test_the_list_shows_declarations_members_and_exports(shop: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch):
+    customers(shop, "ann")
+    change(shop, "win_back_valuable", 1, "join", "ann")
+    execute(shop, "insert into marts.audience_members values ('win_back_valuable', 'id:ann')")
+    execute(shop, "insert into marts.audience_rules values ('win_back_valuable', 'email')")
+    send(shop, receiver)
+    for name, value in {"CRM_HOME": str(shop.home), "CRM_ENV": shop.env, "COLUMNS": "250"}.items():
+        monkeypatch.setenv(name, value)
+    shown = CliRunner().invoke(app, ["list"])
+    assert shown.exit_code == 0, shown.output
+    (line,) = [line for line in shown.output.splitlines() if "win_back_valuable" in line]
+    assert [cell.strip() for cell in line.split("│")[1:3]] == ["win_back_valuable", "email"]
+    assert "2026-03-01 00:00 UTC" in line
+    assert json.loads((shop.reports_dir / "audiences.json").read_text())["figures"]["win_back_valuable_members"] == 1
 
 
 def test_the_job_does_the_same_and_shows_counts_only(shop: Settings):

@@ -19,7 +19,6 @@ from crm_assets.warehouse.audiences.destinations import CsvFolder, Destination, 
 from crm_assets.warehouse.audiences.identities import Identity, email_hash, pseudonym, pseudonym_key
 from crm_assets.warehouse.audiences.ledger import audience_purposes, open_ledger
 from crm_assets.warehouse.audiences.reconcile import Action, due
-from crm_resources import warehouse
 from crm_resources.settings import Settings
 
 
@@ -80,8 +79,9 @@ def export_audiences(settings: Settings, destination: Destination, identity: Ide
         WarehouseError: no connection.
     """
     started = time.monotonic()
-    warehouse.prepare(settings)
     purposes = audience_purposes(settings)
+    if not purposes:
+        raise ExportError(f"{settings.env} has no audiences yet; they come with the first refresh of the marts")
     chosen = _chosen(purposes, identity, names)
     member_of = _naming(settings, purposes, identity)
     with open_ledger(settings, identity, destination.name) as ledger:
@@ -96,7 +96,7 @@ def export_audiences(settings: Settings, destination: Destination, identity: Ide
 def _chosen(purposes: dict[str, str | None], identity: Identity, names: Sequence[str]) -> list[str]:
     unknown = [name for name in names if name not in purposes]
     if unknown:
-        raise ExportError(f"no audience is called {', '.join(unknown)}; known are {', '.join(purposes) or 'none before the first refresh'}")
+        raise ExportError(f"no audience is called {', '.join(unknown)}; known are {', '.join(purposes)}")
     wrong = [name for name in names if identity is Identity.EMAIL_HASH and purposes[name] not in (None, Purpose.ADS)]
     if wrong:
         raise ExportError(f"{', '.join(wrong)}: e-mail hashes are exported for audiences with consent `ads` only; export pseudonyms")
