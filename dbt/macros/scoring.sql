@@ -1,4 +1,4 @@
-{# What all customer scores share: the refusal of a model in another unit, the columns that say where a score comes from. #}
+{# What customer scores share: the refusal of a model in another unit, numbers as a person reads them. #}
 
 {# A statement that fails, with a message for a person, where the model that would serve does not count days. #}
 {% macro refuse_model_in_other_unit() -%}
@@ -18,11 +18,6 @@
         end if;
     end
     $refuse$
-{%- endmacro %}
-
-{# When this run scores. #}
-{% macro scored_at() -%}
-    cast('{{ run_started_at | string }}' as timestamp with time zone)
 {%- endmacro %}
 
 {# A number of days as a person reads it: 1 day, 12 days, 3.5 days. #}

@@ -14,14 +14,19 @@ with eligible as (
 
 ),
 
-{% if is_incremental() %}
+earlier as (
+
+    {{ earlier_rows() }}
+
+),
+
 latest as (
 
     select distinct on (audience, customer_key)
         audience,
         customer_key,
         action
-    from {{ this }}
+    from earlier
     order by audience asc, customer_key asc, version desc
 
 ),
@@ -31,30 +36,10 @@ versions as (
     select
         audience,
         max(version) as version
-    from {{ this }}
+    from earlier
     group by audience
 
 ),
-{% else %}
-latest as (
-
-    select
-        cast(null as text) as audience,
-        cast(null as text) as customer_key,
-        cast(null as text) as action
-    where false
-
-),
-
-versions as (
-
-    select
-        cast(null as text) as audience,
-        cast(null as integer) as version
-    where false
-
-),
-{% endif %}
 
 members as (
 
@@ -88,7 +73,7 @@ select
         when rules.audience is null then 'audience withdrawn'
         else coalesce(suppressions.reason, 'conditions no longer met')
     end as reason,
-    {{ scored_at() }} as modified_at,
+    {{ run_time() }} as modified_at,
     {{ as_of() }} as as_of
 from moved
 left join versions on moved.audience = versions.audience

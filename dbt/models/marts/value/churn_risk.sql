@@ -95,6 +95,6 @@ select
         '; risk ' || {{ percent('churn_risk') }} || ', after one more order ' || {{ percent('risk_after_one_more_order') }}
     ) as reason,
     model_version,
-    {{ scored_at() }} as scored_at,
+    {{ run_time() }} as scored_at,
     horizon_days
 from risks

@@ -68,5 +68,5 @@ select
     end as value_tier,
     method,
     model_version,
-    {{ scored_at() }} as scored_at
+    {{ run_time() }} as scored_at
 from ranked
