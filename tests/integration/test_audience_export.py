@@ -200,6 +200,7 @@ def test_an_export_killed_in_the_middle_is_finished_by_the_next_without_a_new_ke
     environ = {key: value for key, value in os.environ.items() if not key.startswith("CRM_")} | {
         "CRM_HOME": str(shop.home),
         "CRM_ENV": shop.env,
+        "CRM_POSTGRES_PORT": str(shop.postgres_port),
         "CRM_PSEUDONYM_KEY": KEY,
         "CRM_AUDIENCE_WEBHOOK_URL": receiver.url.get_secret_value(),
     }
@@ -327,7 +328,12 @@ def test_the_list_shows_declarations_members_and_exports(shop: Settings, receive
     execute(shop, "insert into marts.audience_members values ('win_back_valuable', 'id:ann')")
     execute(shop, "insert into marts.audience_rules values ('win_back_valuable', 'email')")
     send(shop, receiver)
-    for name, value in {"CRM_HOME": str(shop.home), "CRM_ENV": shop.env, "COLUMNS": "250"}.items():
+    for name, value in {
+        "CRM_HOME": str(shop.home),
+        "CRM_ENV": shop.env,
+        "CRM_POSTGRES_PORT": str(shop.postgres_port),
+        "COLUMNS": "250",
+    }.items():
         monkeypatch.setenv(name, value)
     shown = CliRunner().invoke(app, ["list"])
     assert shown.exit_code == 0, shown.output

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 COLUMNS = ("idempotency_key", "audience", "version", "member", "action", "modified_at")
 
 ATTEMPTS = 6
-PATIENT = wait_exponential_jitter(initial=0.5, max=30)
+PATIENT = wait_exponential_jitter(multiplier=0.5, max=30)
 TIMEOUT_SECONDS = 15.0
 
 _TRY_AGAIN = frozenset({408, 409, 425, 429})
