@@ -16,7 +16,7 @@ export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit test test-unit test-integration lint contracts \
-	dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream faults-stream \
+	audiences audience-export dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream bench-marts faults-stream \
 	judge-population judge-models fit-models evaluate-models bench-generator bench-rates validate
 
 help: ## List the commands
@@ -90,6 +90,13 @@ fit-models: $(READY) ## Fit the purchase models of the data set anew, judge them
 evaluate-models: $(READY) ## Judge the purchase models on a time split, against recency and frequency alone; a page with plots (ARGS="--as-of 2026-08-01")
 	@$(PY) -m crm_assets.warehouse.models evaluate $(ARGS)
 
+audiences: $(READY) ## The declared audiences: conditions, members, last change, last export
+	@$(PY) -m crm_assets.warehouse.audiences list
+
+audience-export: $(READY) ## Send joins and leaves (TO=csv|webhook, IDENTITY=pseudonym|email-hash, AUDIENCE=…, FOLDER=…)
+	@$(PY) -m crm_assets.warehouse.audiences export $(if $(TO),--to "$(TO)") $(if $(IDENTITY),--identity "$(IDENTITY)") \
+		$(if $(AUDIENCE),--audience "$(AUDIENCE)") $(if $(FOLDER),--folder "$(FOLDER)") $(ARGS)
+
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 lint: $(READY) ## Style, types, directions of imports, SQL
@@ -111,9 +118,10 @@ test-integration: $(READY) ## Tests against the real stack
 validate: $(READY) ## Load the code location with every service down
 	@$(BIN)/dagster definitions validate -w workspace.yaml
 
-contracts: $(READY) ## Write anew what is derived from the contracts and the settings: schemas, sources, the dbt manifest, the README's table
+contracts: $(READY) ## Write anew what is derived from contracts, settings and audiences: schemas, sources, the dbt manifest, the README's table
 	$(PY) -m crm_resources.contracts.derive_files
 	$(PY) -m crm_resources.settings_docs
+	$(PY) -m crm_assets.warehouse.audiences write
 	$(PY) -m crm_assets.warehouse.manifest
 
 dbt-manifest: $(READY) ## Write the dbt manifest anew, in normalised form
@@ -127,6 +135,9 @@ bench-drain: $(READY) ## Measure the way from Kafka to silver (takes a while)
 
 bench-stream: $(READY) ## Measure latency at held rates, and the largest rate the stream sustains (ARGS="--seconds 20 --rates 50")
 	@$(PY) -m tests.benchmarks.bench_stream $(ARGS)
+
+bench-marts: $(READY) ## Measure refreshes of the marts as the history grows, and scoring as the customers do (ARGS="--sizes 100000,500000")
+	@$(PY) -m tests.benchmarks.bench_marts $(ARGS)
 
 faults-stream: $(READY) ## Throw faults at the stream; the audit judges, and each control must fail (ARGS="--only F9 --kills 3")
 	@$(PY) -m tests.faults $(ARGS)

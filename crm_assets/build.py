@@ -19,6 +19,7 @@ from crm_assets.monitoring import checks, refresh, upkeep
 from crm_assets.streaming import assets as streaming
 from crm_assets.streaming import replay_job
 from crm_assets.warehouse import assets as warehouse
+from crm_assets.warehouse.audiences.job import export_audiences_job
 from crm_assets.warehouse.models import assets as models
 from crm_assets.warehouse.time_travel_job import time_travel_job
 from crm_resources.dagster_resources import SettingsResource, StreamLauncherResource
@@ -58,6 +59,7 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
             warehouse.refresh_job,
             time_travel_job,
             models.fit_models_job,
+            export_audiences_job,
             checks.audit_job,
             *streaming.jobs,
             replay_job.replay_dead_letters,
@@ -67,6 +69,7 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
         ],
         sensors=[*topics.sensors, *streaming.sensors, *lakehouse.sensors, refresh.refresh_sensor],
         schedules=[
+            refresh.nightly_refresh,
             upkeep.purge_schedule,
             checks.audit_schedule,
             *lake_upkeep.schedules,

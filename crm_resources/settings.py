@@ -120,6 +120,16 @@ class Settings(BaseSettings):
         default=120.0, gt=0, description="Age of the oldest record the stream has not placed before its check fails."
     )
 
+    pseudonym_key: SecretStr | None = Field(
+        default=None,
+        description="Key of the pseudonyms under which audiences are exported, 16 bytes at least. Default: the file `pseudonym_key` in the "
+        "secrets folder, which the local stack makes.",
+    )
+    audience_webhook_url: SecretStr | None = Field(
+        default=None, description="Address audiences are exported to message by message; `https`, or `http` on this machine."
+    )
+    audience_webhook_token: SecretStr | None = Field(default=None, description="Sent to the webhook as `Authorization: Bearer`.")
+
     redis_url: SecretStr | None = Field(
         default=None,
         description="Redis in which several generator processes share the state of a backfill (`redis://…`). Default: a file, one process.",

@@ -25,7 +25,7 @@ from pathlib import Path
 from crm_assets.monitoring.refresh import business_date
 from crm_assets.warehouse.load import LoadError, load_entity
 from crm_assets.warehouse.manifest import PROJECT
-from crm_assets.warehouse.mart_digests import digest_marts, models_fingerprint
+from crm_assets.warehouse.mart_digests import SCORED_BY_CUT_POINTS, digest_marts, models_fingerprint
 from crm_assets.warehouse.models.storage import copy_models
 from crm_assets.warehouse.travel_choice import TimeTravelError, end_of, place_of_report, place_of_versions, read_date, read_versions
 from crm_resources import lake, refresh_reports, warehouse
@@ -192,8 +192,11 @@ def travel(settings: Settings, destination: Destination, *, keep: bool = False) 
         rows = _load(place, destination.versions)
         copy_models(settings, place, destination.report.reported_at if destination.report else None)
         _build(place)
-        marts, figures = digest_marts(place)
+        marts, figures = digest_marts(place, read_all=True)
     report = destination.report
+    if report is not None:
+        # Scores by cut points of an earlier run were not reported; here they rest on cut points of their own.
+        marts = {name: mart for name, mart in marts.items() if name in report.marts or name not in SCORED_BY_CUT_POINTS}
     return Journey(
         destination=destination,
         database=place.database,

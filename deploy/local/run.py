@@ -95,9 +95,10 @@ def command(service: Service, settings: Settings) -> list[str]:
 
 def environment_of(settings: Settings) -> dict[str, str]:
     """This process's environment, with what Dagster and the stream need to find their home and their servers."""
-    dsn = secret_files.read(settings.home, secret_files.WAREHOUSE_DSN)
-    if dsn is not None and settings.warehouse_dsn is None:
-        settings = load_settings({**os.environ, "CRM_WAREHOUSE_DSN": dsn})
+    kept = {variable: secret_files.read(settings.home, name) for variable, name in secret_files.KEPT.items()}
+    given = {variable: value for variable, value in kept.items() if value is not None}
+    if "CRM_WAREHOUSE_DSN" in given and settings.warehouse_dsn is None:
+        settings = load_settings({**os.environ, **given})
     environ = {
         **os.environ,
         # Tools of this installation, dbt above all, are found whether or not the environment was activated.
@@ -112,9 +113,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
         # Each Spark job and each run would otherwise start one thread per core in several libraries.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
     }
-    if dsn is not None:
-        environ["CRM_WAREHOUSE_DSN"] = dsn
-    return environ
+    return {**environ, **given}
 
 
 def too_often(past: Sequence[Start], now: float) -> bool:

@@ -8,6 +8,15 @@ from pathlib import Path
 
 POSTGRES_PASSWORD = "postgres_password"  # noqa: S105 -- the name of a file
 WAREHOUSE_DSN = "warehouse_dsn"
+PSEUDONYM_KEY = "pseudonym_key"
+
+KEPT = {
+    "CRM_WAREHOUSE_DSN": WAREHOUSE_DSN,
+    "CRM_PSEUDONYM_KEY": PSEUDONYM_KEY,
+    "CRM_AUDIENCE_WEBHOOK_URL": "audience_webhook_url",
+    "CRM_AUDIENCE_WEBHOOK_TOKEN": "audience_webhook_token",
+}
+"""Secrets a caller may give in the environment, and the files in which they are kept for the services."""
 
 
 def folder(home: Path) -> Path:

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pydantic import SecretStr
+
 from crm_resources import object_store
 from crm_resources.contracts.derive_files import fingerprint
 from crm_resources.contracts.evolution import SchemaRefused
@@ -68,7 +70,7 @@ DOWN_SECONDS = 240
 
 STOP_SECONDS = 150
 
-_SECRET_ENDINGS = ("_DSN", "_PASSWORD", "_SECRET", "_TOKEN", "_KEY", "_STORAGE")
+_SECRET_ENDINGS = ("_DSN", "_PASSWORD", "_SECRET", "_TOKEN", "_KEY", "_STORAGE", "_WEBHOOK_URL")
 _OWN_VARIABLES = {
     "CRM_HOME",
     "CRM_ENV",
@@ -318,7 +320,7 @@ class Stack:
             self._say.note(f"fetched {fetched} jars into {self.settings.jars_root}")
 
     def _shared_up(self) -> None:
-        self._keep_dsn()
+        self._keep_secrets()
         services = (Service.KAFKA, Service.POSTGRES) if self._embeds_postgres else (Service.KAFKA,)
         environ = {"CRM_HOME": str(self.settings.home), "CRM_JARS_DIR": str(self.settings.jars_root)}
         fresh = self._supervisor.pid() is None
@@ -477,11 +479,16 @@ class Stack:
         values["CRM_SUPERVISOR_SOCKET"] = str(socket_path(self.settings.home))
         ports.write_env(self._stack_file, values, "What the local stack took; written at each start.")
 
-    def _keep_dsn(self) -> None:
-        if self.settings.warehouse_dsn is None:
-            secret_files.forget(self.settings.home, secret_files.WAREHOUSE_DSN)
-        else:
-            secret_files.write(self.settings.home, secret_files.WAREHOUSE_DSN, self.settings.warehouse_dsn.get_secret_value())
+    def _keep_secrets(self) -> None:
+        """Keep the secrets of the caller's environment for the services; the key of the pseudonyms is made up where none was ever given."""
+        for variable, name in secret_files.KEPT.items():
+            value: SecretStr | None = getattr(self.settings, variable.removeprefix("CRM_").lower())
+            if value is not None:
+                secret_files.write(self.settings.home, name, value.get_secret_value())
+            elif name == secret_files.PSEUDONYM_KEY:
+                secret_files.ensure(self.settings.home, name)
+            else:
+                secret_files.forget(self.settings.home, name)
 
     def _process_environment(self) -> dict[str, str]:
         """What the data set's processes are told: who they are, and the caller's own `CRM_*` wishes, without secrets."""

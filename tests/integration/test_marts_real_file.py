@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
@@ -96,6 +97,48 @@ class TestAgainstTheOracle:
         scores = mart(built, "rfm_scores", money=("monetary",), where=f"basis = '{basis}'")
         segments = mart(built, "rfm_segments").select("rfm_score_key", "segment")
         same(scores.join(segments, on="rfm_score_key"), oracle.rfm(lines, matching, basis), "customer_key")
+
+
+class TestAsOfAnyDate:
+    """`rfm_as_of` of the one build against the file up to a date, and the movements between two dates."""
+
+    DATES = (date(2011, 3, 31), date(2011, 9, 10), oracle.AS_OF)
+
+    @pytest.fixture(scope="class")
+    def expected(self, lines: pl.DataFrame) -> dict[tuple[date, str], pl.DataFrame]:
+        found = {}
+        for day in self.DATES:
+            known = lines.filter(pl.col("business_date") <= day)
+            matching = oracle.match(known)
+            found |= {(day, basis): oracle.rfm(known, matching, basis, day) for basis in ("booked", "restated")}
+        return found
+
+    @pytest.mark.parametrize("day", DATES, ids=str)
+    def test_scores_and_segments(self, built: Settings, expected: dict[tuple[date, str], pl.DataFrame], day: date):
+        found = mart(built, f"rfm_as_of(date '{day}')", money=("monetary",))
+        for basis in ("booked", "restated"):
+            same(found.filter(pl.col("basis") == basis), expected[day, basis], "customer_key")
+
+    def test_the_date_of_the_build_gives_the_marts(self, built: Settings):
+        of_marts = mart(built, "rfm_scores").join(
+            mart(built, "rfm_segments").select("rfm_score_key", "rfm_code", "segment"), on="rfm_score_key"
+        )
+        found = mart(built, f"rfm_as_of(date '{oracle.AS_OF}')")
+        names = [name for name in found.columns if name in of_marts.columns]
+        assert len(names) == len(found.columns) - 2, "segment_rank and is_lapsed follow from the segment"
+        same(found, of_marts.select(names), "customer_key", "basis")
+
+    @pytest.mark.parametrize("basis", ["booked", "restated"])
+    def test_migration_between_two_dates(self, built: Settings, expected: dict[tuple[date, str], pl.DataFrame], basis: str):
+        earlier, later = self.DATES[1:]
+        sql = f"select * from marts.segment_migration(date '{earlier}', date '{later}', '{basis}')"
+        rows = warehouse.fetch_rows(built, sql)
+        assert {(before, after): count for before, after, _, count in rows} == oracle.migration(
+            expected[earlier, basis], expected[later, basis]
+        )
+        assert {change for before, after, change, _ in rows if before == after} == {"unchanged"}
+        assert {after for _, after, change, _ in rows if change == "churned"} == {"Hibernating", "Lost"}
+        assert {before for before, _, change, _ in rows if change == "new"} == {None}
 
 
 class TestKnownFigures:

@@ -14,6 +14,7 @@ from adbc_driver_postgresql import dbapi  # noqa: TID253 -- tests need not start
 from crm_assets.build import build_defs
 from crm_assets.warehouse.models.evaluation import HORIZON_DAYS
 from crm_assets.warehouse.models.fitting import fit_purchases
+from crm_assets.warehouse.models.formulas import expected_amount, expected_orders, p_alive, p_buy, risk_after_one_more_order
 from crm_assets.warehouse.models.histories import Family
 from crm_assets.warehouse.models.reading import read_hold_out
 from crm_assets.warehouse.models.refit import Refit, refit
@@ -23,7 +24,7 @@ from crm_resources.model_tables import MODEL_TABLES
 from crm_resources.settings import Settings
 from deploy.local.stack import Stack
 from generator.population_model import PopulationOptions, PopulationShop
-from tests.oracle.refresh import data_set
+from tests.oracle.refresh import data_set, run_dbt
 from tests.statistics.purchase_splits import EPOCH, PurchaseDays, of_population
 
 AS_OF = date(2026, 7, 31)
@@ -72,7 +73,7 @@ def open_shop(settings: Settings) -> Shop:
             last_purchase_date=pl.col("business_date").max(),
             purchase_days=pl.len().cast(pl.Int32),
         )
-        .with_columns(repeat_value_days=pl.col("purchase_days") - 1)
+        .with_columns(repeat_value_days=pl.col("purchase_days") - 1, usual_gap_days=pl.lit(None, pl.Float64))
     )
     number = activity["repeat_value_days"].to_numpy()
     amounts = np.where(number > 0, random.gamma(6.25 * np.maximum(number, 1)) / random.gamma(3.74, 1 / 15.44, number.size), 0)
@@ -126,6 +127,34 @@ def test_both_families_are_stored_and_the_serving_one_is_promoted(shop: Shop, do
     assert serving is not None
     assert serving.model_version == done.versions[0].model_version
     assert serving.parameters == fits[Family.BGNBD].parameters
+
+
+def test_the_marts_score_as_the_fitted_parameters_say(shop: Shop, done: Refit):
+    assert done.spend is not None
+    assert done.spend.parameters is not None
+    scoring = ("stg_models__purchase_models", "int_scoring_basis", "int_expected_orders", "churn_risk", "customer_value")
+    run_dbt(shop.settings, "run", "--select", *scoring)
+    rows = pl.DataFrame(
+        warehouse.fetch_arrow(
+            shop.settings,
+            "select risk.x, t_x_days, age_days, p_alive, p_buy, churn_risk, risk_after_one_more_order, risk.model_version, risk.method, "
+            "expected_orders, expected_amount_per_order, activity.repeat_value_days as n, activity.repeat_value_amount as total "
+            "from marts.churn_risk as risk join marts.customer_value using (customer_key) "
+            "join intermediate.int_customer_activity as activity using (customer_key)",
+        )
+    )
+    m = done.versions[0].fit.parameters
+    assert rows.select("model_version", "method").unique().rows() == [(done.versions[0].model_version, m.method)]
+    columns = (rows["x"].to_numpy(), *(rows[name].cast(pl.Float64).to_numpy() for name in ("t_x_days", "age_days")))
+    within = {"rtol": 1e-9, "atol": 1e-9}
+    np.testing.assert_allclose(rows["p_alive"], p_alive(m, *columns), **within)
+    np.testing.assert_allclose(rows["p_buy"], p_buy(m, *columns, HORIZON_DAYS), **within)
+    np.testing.assert_allclose(rows["churn_risk"], 1 - p_buy(m, *columns, HORIZON_DAYS), **within)
+    after = risk_after_one_more_order(m, columns[0], columns[2], HORIZON_DAYS)
+    np.testing.assert_allclose(rows["risk_after_one_more_order"], after, **within)
+    np.testing.assert_allclose(rows["expected_orders"], expected_orders(m, *columns, 365), rtol=1e-7)
+    amount = expected_amount(done.spend.parameters, rows["n"].to_numpy(), rows["total"].to_numpy())
+    np.testing.assert_allclose(rows["expected_amount_per_order"], amount, rtol=1e-9)
 
 
 def test_evaluations_are_stored_whole(shop: Shop, done: Refit):

@@ -173,8 +173,8 @@ def daily_sales(lines: pl.DataFrame, matching: Matching) -> pl.DataFrame:
     )
 
 
-def rfm(lines: pl.DataFrame, matching: Matching, basis: str) -> pl.DataFrame:
-    """rfm_scores and rfm_segments on a basis: a customer each."""
+def rfm(lines: pl.DataFrame, matching: Matching, basis: str, as_of: date = AS_OF) -> pl.DataFrame:
+    """rfm_scores and rfm_segments on a basis: a customer each. Lines and matching must be those up to the as-of date."""
     bought = orders(lines, matching).filter((pl.col("sale_lines") > 0) & (pl.col("customer_key") != "unknown"))
     booked = bought.group_by("customer_key").agg(monetary=pl.col("sale_amount").sum().cast(MONEY))
     if basis == "restated":
@@ -190,7 +190,7 @@ def rfm(lines: pl.DataFrame, matching: Matching, basis: str) -> pl.DataFrame:
     customers = (
         bought.group_by("customer_key")
         .agg(
-            recency_days=(pl.lit(AS_OF) - pl.col("business_date").max()).dt.total_days(),
+            recency_days=(pl.lit(as_of) - pl.col("business_date").max()).dt.total_days(),
             frequency=pl.len().cast(pl.Int64),
             purchase_days=pl.col("business_date").n_unique().cast(pl.Int64),
         )
@@ -201,6 +201,14 @@ def rfm(lines: pl.DataFrame, matching: Matching, basis: str) -> pl.DataFrame:
     scored = customers.with_columns(pl.Series(name, scores(values), dtype=pl.Int64) for name, values in worse.items())
     codes = [f"{r}{f}{m}" for r, f, m in scored.select("recency_score", "frequency_score", "monetary_score").iter_rows()]
     return scored.with_columns(pl.Series("segment", [SEGMENT_BY_CODE[code] for code in codes]))
+
+
+def migration(earlier: pl.DataFrame, later: pl.DataFrame) -> dict[tuple[str | None, str | None], int]:
+    """Customers by their segments in two results of `rfm`; None is no score."""
+    names = ("customer_key", "segment")
+    joined = earlier.select(names).join(later.select(names), on="customer_key", how="full", suffix="_later", coalesce=True)
+    counted = joined.group_by("segment", "segment_later").len()
+    return {(before, after): count for before, after, count in counted.iter_rows()}
 
 
 def scores(values: list[int] | list[Decimal], bands: int = 5) -> list[int]:

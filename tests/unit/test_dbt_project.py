@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from crm_assets.warehouse.audiences.declarations import read_audiences
 from crm_assets.warehouse.lineage import LINEAGE, column_lineage, kept_lineage, lineage_text
 from crm_assets.warehouse.manifest import MANIFEST, compile_project, manifest_text, normalised
 from crm_resources.settings import REPOSITORY
@@ -19,6 +20,8 @@ from tests.oracle.marts import SEGMENT_BY_CODE
 
 LAYERS = {"staging", "intermediate", "marts"}
 MARTS = {"dim_customers", "dim_products", "dim_date", "fct_orders", "fct_order_lines", "daily_sales", "rfm_scores", "rfm_segments"}
+MARTS |= {"rfm_cut_points", "rfm_published", "segment_history", "segment_migration_daily"}
+MARTS |= {"churn_risk", "customer_value", "audience_changes", "audience_members"}
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +93,10 @@ def test_facts_point_at_their_dimensions(manifest: dict[str, Any]):
     assert lines | {("fct_orders", "customer_key"), ("fct_orders", "business_date"), ("daily_sales", "business_date")} <= pointing
 
 
-def test_sources_are_the_raw_assets(manifest: dict[str, Any]):
+def test_sources_are_the_raw_assets_and_the_fitted_models(manifest: dict[str, Any]):
     keys = {source["name"]: source["meta"]["dagster"]["asset_key"] for source in manifest["sources"].values()}
-    assert keys == {name: ["warehouse", "raw", name] for name in ("events", "orders", "order_lines", "products", "profiles")}
+    raw = {name: ["warehouse", "raw", name] for name in ("events", "orders", "order_lines", "products", "profiles")}
+    assert keys == {**raw, "purchase_models": ["models", "purchase_models"]}
 
 
 def test_every_column_has_its_lineage_worked_out(manifest: dict[str, Any]):
@@ -102,11 +106,33 @@ def test_every_column_has_its_lineage_worked_out(manifest: dict[str, Any]):
         parents = {parent for deps in lineage[model["unique_id"]].values() for parent, _ in deps}
         assert parents <= set(model["depends_on"]["nodes"])
         assert parents, model["name"]
-    assert lineage["model.crm.rfm_scores"]["monetary"] == (
-        ("model.crm.fct_orders", "sale_amount"),
+    assert lineage["model.crm.rfm_scores"]["monetary"] == (("model.crm.int_rfm_measures", "monetary"),)
+    assert set(lineage["model.crm.int_customer_activity"]["amount_restated"]) >= {
+        ("model.crm.int_order_totals", "sale_amount"),
         ("model.crm.int_cancellations", "applied_amount"),
         ("model.crm.int_cancellations", "unmatched_amount"),
-    )
+    }
+
+
+def test_what_was_known_survives_a_full_refresh(manifest: dict[str, Any]):
+    kept = {m["name"] for m in models(manifest) if m["config"]["full_refresh"] is False}
+    assert kept == {"rfm_cut_points", "rfm_published", "segment_history", "segment_migration_daily", "audience_changes"}
+
+
+def test_whether_a_customer_is_alive_decides_nothing_about_audiences(manifest: dict[str, Any]):
+    """`p_alive` is a diagnostic: no column and no condition of an audience is made of it."""
+    concerned = [model for model in models(manifest) if "audience" in model["name"]]
+    assert len(concerned) == 4
+    for model in concerned:
+        assert "p_alive" not in model["raw_code"].lower(), model["name"]
+        used = {column for deps in kept_lineage()[model["unique_id"]].values() for _, column in deps}
+        assert not {"p_alive", "p_alive_usable"} & used
+
+
+def test_every_audience_is_an_exposure_of_its_marts(manifest: dict[str, Any]):
+    exposures = {exposure["name"]: set(exposure["depends_on"]["nodes"]) for exposure in manifest["exposures"].values()}
+    expected = {"model.crm.audience_members", "model.crm.audience_changes"}
+    assert exposures == {audience.name: expected for audience in read_audiences()}
 
 
 def test_the_segment_map_covers_every_code_once_as_defined():

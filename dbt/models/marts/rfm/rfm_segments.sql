@@ -1,10 +1,12 @@
 -- Grain: one row per customer and basis (booked, restated): the segment that the three scores name.
 
+{{ config(post_hook="{{ create_rfm_as_of() }}") }}
+
 with scores as (
 
     select
         *,
-        concat(recency_score, frequency_score, monetary_score) as rfm_code
+        {{ rfm_code('recency_score', 'frequency_score', 'monetary_score') }} as rfm_code
     from {{ ref('rfm_scores') }}
 
 ),
