@@ -2,8 +2,7 @@
 
 Belongs here: the search, and judging its result. Not here: likelihoods, or which histories are fitted.
 
-The search runs in the parameters' logarithms, with exact derivatives, from fixed starts, and ends with Newton steps: the likelihood of
-BG/NBD is so flat along (a, b) that a quasi-Newton search alone stops some thousandths short.
+The search runs in the parameters' logarithms, with exact derivatives, from fixed starts.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ _SPEND_STARTS = ((5.0, 3.0, 0.5), (1.0, 2.0, 1.0), (2.0, 10.0, 5.0))
 _SINGULAR = 1e-8
 _ON_BOUND = 1e-3
 _STEP = 1e-4
-_MOST_NEWTON_STEPS = 20
 
 Objective = Callable[[Floats], tuple[float, Floats]]
 
@@ -153,7 +151,8 @@ def maximize(log_likelihood: Objective, starts: list[Floats], observations: int)
         value, gradient = log_likelihood(parameters)
         return -value / observations, -gradient * parameters / observations
 
-    best, best_value = None, np.inf
+    logs: Floats | None = None
+    best_value = np.inf
     for start in starts:
         first = np.log(np.clip(start, LOWEST, HIGHEST))
         found = minimize(
@@ -165,10 +164,9 @@ def maximize(log_likelihood: Objective, starts: list[Floats], observations: int)
             options={"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-10},
         )
         if np.isfinite(found.fun) and found.fun < best_value:
-            best, best_value = np.asarray(found.x, np.float64), float(found.fun)
-    if best is None:
+            logs, best_value = np.asarray(found.x, np.float64), float(found.fun)
+    if logs is None:
         raise FitError("the likelihood is not finite from any start; look at the histories for extreme values")
-    logs = _newton(objective, best, lowest, highest)
     free = (logs > lowest + _ON_BOUND) & (logs < highest - _ON_BOUND)
     curvature = np.linalg.eigvalsh(_hessian(objective, logs)[np.ix_(free, free)]) if free.any() else np.zeros(1)
     return Maximum(
@@ -177,28 +175,6 @@ def maximize(log_likelihood: Objective, starts: list[Floats], observations: int)
         tuple(int(place) for place in np.flatnonzero(~free)),
         bool(curvature[0] <= _SINGULAR * max(curvature[-1], _SINGULAR)),
     )
-
-
-def _newton(objective: Objective, logs: Floats, lowest: float, highest: float) -> Floats:
-    """Newton steps from a point near the minimum, among the parameters no bound holds, as long as they lead down."""
-    value, gradient = objective(logs)
-    for _ in range(_MOST_NEWTON_STEPS):
-        free = (logs > lowest + _ON_BOUND) & (logs < highest - _ON_BOUND)
-        if not free.any():
-            break
-        hessian = _hessian(objective, logs)[np.ix_(free, free)]
-        if np.linalg.eigvalsh(hessian)[0] <= 0:
-            break
-        step = np.zeros(logs.size)
-        step[free] = np.linalg.solve(hessian, gradient[free])
-        nearer = np.clip(logs - step, lowest, highest)
-        next_value, next_gradient = objective(nearer)
-        if not next_value <= value:
-            break
-        logs, value, gradient = nearer, next_value, next_gradient
-        if float(np.abs(step).max()) < 1e-9:
-            break
-    return logs
 
 
 def _hessian(objective: Objective, logs: Floats) -> Floats:
