@@ -230,9 +230,9 @@ class TestKnownFigures:
         ]
 
 
-def test_the_hold_out_that_purchase_models_are_judged_by(built: Settings):
+def test_the_hold_out_that_purchase_models_are_judged_by(built: Settings, shared_data: Path):
     found = read_hold_out(built, REAL_AS_OF, HORIZON_DAYS)
-    expected, _ = of_real_file().split(REAL_AS_OF, HORIZON_DAYS)
+    expected, _ = of_real_file(shared_data / FILE).split(REAL_AS_OF, HORIZON_DAYS)
     assert found is not None
     assert (found.seen.count, int(found.bought.sum())) == (3370, 1921)
     assert found.seen.data_hash() == expected.seen.data_hash()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import date, timedelta
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from crm_assets.warehouse.models.histories import Histories
 from generator.population_model import PopulationShop
 from generator.population_model.season import DAY_US
 from tests.oracle.marts import classified
-from tests.oracle.online_retail import read_lines
+from tests.oracle.online_retail import FILE, read_lines
 
 EPOCH = date(1970, 1, 1)
 
@@ -59,7 +60,7 @@ def of_population(shop: PopulationShop) -> PurchaseDays:
     return PurchaseDays.of(shop.purchases.customer, shop.purchases.at_us // DAY_US)
 
 
-def of_real_file() -> PurchaseDays:
+def of_real_file(path: Path = FILE) -> PurchaseDays:
     """Booked sales of known customers by the file's own dates."""
-    sales = classified(read_lines()).filter((pl.col("line_class") == "sale") & pl.col("customer").is_not_null())
+    sales = classified(read_lines(path)).filter((pl.col("line_class") == "sale") & pl.col("customer").is_not_null())
     return PurchaseDays.of(sales["customer"].cast(pl.Int64).to_numpy(), (sales["business_date"].cast(pl.Int32).cast(pl.Int64)).to_numpy())

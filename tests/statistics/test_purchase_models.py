@@ -15,6 +15,7 @@ from crm_assets.warehouse.models.evaluation_result import Evaluation, Population
 from crm_assets.warehouse.models.fitting import fit_purchases
 from crm_assets.warehouse.models.formulas import p_buy
 from crm_assets.warehouse.models.histories import Family
+from tests.oracle.online_retail import FILE
 from tests.statistics import likelihoods
 from tests.statistics.models_judgement import (
     CHRISTMAS_AS_OF,
@@ -87,8 +88,7 @@ class TestOnTheGeneratorsTruth:
 
 @pytest.fixture(scope="module")
 def days(shared_data: Path) -> PurchaseDays:
-    assert shared_data.is_dir()
-    return of_real_file()
+    return of_real_file(shared_data / "online-retail" / FILE.name)
 
 
 @pytest.mark.real_data
