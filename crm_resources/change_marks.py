@@ -165,8 +165,8 @@ def only_refresh(settings: Settings) -> Iterator[None]:
             if error.sqlstate != "55P03":
                 raise
             raise RefreshUnderWay(
-                f"another refresh of {settings.env} has been running for more than {LOCK_SECONDS} s; look for it in the Dagster runs, or in "
-                "pg_stat_activity, and start this one again when it has ended"
+                f"another refresh of {settings.env} has been running for more than {LOCK_SECONDS} s; look for it in the Dagster runs, or "
+                "in pg_stat_activity, and start this one again when it has ended"
             ) from error
         yield
 

@@ -24,7 +24,15 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from crm_resources.contracts import contracts
-from crm_resources.contracts.derive_postgres import RAW_SCHEMA, RawTable, alter_table_sql, bootstrap_sql, index_sql, postgres_type, raw_tables
+from crm_resources.contracts.derive_postgres import (
+    RAW_SCHEMA,
+    RawTable,
+    alter_table_sql,
+    bootstrap_sql,
+    index_sql,
+    postgres_type,
+    raw_tables,
+)
 from crm_resources.contracts.evolution import SchemaRefused, TableColumn, compare_table, declared_columns
 from crm_resources.settings import Settings
 
@@ -436,6 +444,12 @@ _META_SQL = (
     figures jsonb not null
 )""",
     "create index if not exists refresh_reports_reported_at on meta.refresh_reports (reported_at)",
+    """create table if not exists meta.mart_digests (
+    mart text primary key,
+    digested_rows bigint not null,
+    high numeric not null,
+    low numeric not null
+)""",
     """create table if not exists meta.change_marks (
     as_of date not null,
     business_timezone text not null,

@@ -17,7 +17,7 @@ from crm_resources.layout import SILVER
 
 REFRESH_JOB = "refresh"
 EVERYTHING_TAG = "crm/everything"
-"""Tag of a run; `true` has it build every row anew, whatever has changed."""
+"""Tag of a run; `true` has it build and test every row, whatever has changed."""
 
 FIRST_BACK_OFF = timedelta(seconds=20)
 LONGEST_BACK_OFF = timedelta(minutes=10)
@@ -107,6 +107,16 @@ def refresh_sensor(context: dg.SensorEvaluationContext, settings: SettingsResour
     if not decision.refresh:
         return dg.SkipReason(decision.reason)
     return dg.SensorResult(run_requests=[dg.RunRequest(tags={"crm/why": decision.reason[:250]})])
+
+
+nightly_refresh = dg.ScheduleDefinition(
+    name="refresh_everything_nightly",
+    job_name=REFRESH_JOB,
+    cron_schedule="20 2 * * *",
+    tags={EVERYTHING_TAG: "true", "crm/why": "every night: everything is built anew and every row tested"},
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every night at 02:20 UTC: builds all marts from the first row and runs the tests that read whole tables.",
+)
 
 
 def _recent_runs(instance: dg.DagsterInstance) -> tuple[bool, int, datetime | None]:

@@ -5,6 +5,9 @@ Belongs here: which marts there are, digesting them, and the fingerprint of the 
 
 A checksum is order-free: each row as PostgreSQL spells it, its md5 as two 64-bit numbers, each summed modulo 2^64. Columns that say
 when a run took place are left out; they differ between two runs by their nature.
+
+Of marts that are built by changed keys the digest is kept by the build itself (`dbt/macros/digests.sql`), so that a refresh need not read
+the rows it leaves alone; the others are read.
 """
 
 from __future__ import annotations
@@ -57,11 +60,15 @@ def models_fingerprint(project: Path = PROJECT) -> str:
     return digest.hexdigest()[:16]
 
 
-def digest_marts(settings: Settings) -> tuple[dict[str, MartDigest], dict[str, str]]:
+def digest_marts(settings: Settings, *, read_all: bool = False) -> tuple[dict[str, MartDigest], dict[str, str]]:
     """Digests of the marts by name, and the key figures as exact decimals, of one moment.
 
     A mart that the database lacks is absent, and so are scores by cut points of an earlier run: nobody can make those again from
     silver alone.
+
+    Args:
+        settings: which data set; its database must be prepared.
+        read_all: read every row, also of marts whose digest is kept: what stands there, whoever wrote it.
     """
     digests = {}
     with warehouse.connect(settings) as connection, connection.cursor() as cursor:
@@ -69,13 +76,16 @@ def digest_marts(settings: Settings) -> tuple[dict[str, MartDigest], dict[str, s
         # Times are spelled in the session's zone and style.
         cursor.execute("set local timezone to 'UTC'")
         cursor.execute("set local datestyle to 'ISO, YMD'")
+        kept = _kept_digests(cursor)
         left_out = SCORED_BY_CUT_POINTS if _cut_points_are_of_an_earlier_run(cursor) else ()
         for name in mart_names():
-            columns = _columns(cursor, name)
-            if columns and name not in left_out:
+            if name in left_out:
+                continue
+            if not read_all and name in kept:
+                digests[name] = kept[name]
+            elif columns := _columns(cursor, name):
                 cursor.execute(digest_sql(name, columns))
-                rows, high, low = cursor.fetchall()[0]
-                digests[name] = MartDigest(int(rows), f"{int(high) % _MODULUS:016x}{int(low) % _MODULUS:016x}")
+                digests[name] = _digest(*cursor.fetchall()[0])
         figures = {}
         for name, sql in KEY_FIGURES.items():
             cursor.execute(sql)
@@ -111,6 +121,15 @@ def _cut_points_are_of_an_earlier_run(cursor: Any) -> bool:  # noqa: ANN401 -- t
         "from marts.rfm_scores group by as_of) as s join marts.rfm_cut_points as c on c.as_of = s.as_of"
     )
     return bool(cursor.fetchall()[0][0])
+
+
+def _kept_digests(cursor: Any) -> dict[str, MartDigest]:  # noqa: ANN401 -- the driver carries no types
+    cursor.execute("select mart, digested_rows, high::text, low::text from meta.mart_digests")
+    return {mart: _digest(rows, high, low) for mart, rows, high, low in cursor.fetchall()}
+
+
+def _digest(rows: int, high: str, low: str) -> MartDigest:
+    return MartDigest(int(rows), f"{int(high) % _MODULUS:016x}{int(low) % _MODULUS:016x}")
 
 
 def _columns(cursor: Any, mart: str) -> list[str]:  # noqa: ANN401 -- the driver carries no types

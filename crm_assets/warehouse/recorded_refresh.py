@@ -32,9 +32,7 @@ class PlannedRefresh:
 
 
 @contextmanager
-def recorded_refresh(
-    settings: Settings, *, whole: bool, warn: Callable[[str], None], everything: bool = False
-) -> Iterator[PlannedRefresh]:
+def recorded_refresh(settings: Settings, *, whole: bool, warn: Callable[[str], None], everything: bool = False) -> Iterator[PlannedRefresh]:
     """Around a run of dbt: says what to build, and writes the refresh down when the block ended without an error.
 
     Args:

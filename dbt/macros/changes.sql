@@ -67,13 +67,38 @@
     {%- endif -%}
 {%- endmacro %}
 
-{# Pre-hook of an incremental model: away with the rows of changed keys. The model then inserts them as they are now. #}
-{% macro delete_changed(key, changes, changed_key=none) -%}
-    {%- if not execute or changes_only() -%}
-        delete from {{ this }} where ({{ key }}) in (select {{ changed_key or key }} from {{ ref(changes) }})
-    {%- elif is_incremental() -%}
+{# Pre-hook of all models: where the model says by which key it is built anew (`changed_key`, and the table of `changes` that lists them),
+   away with the rows of changed keys. The model then inserts them as they are now. #}
+{% macro delete_changed() -%}
+    {%- set changed_key = model.config.meta.get('changed_key') -%}
+    {%- if execute and changed_key and changes_only() -%}
+        {%- set deletion = "delete from " ~ this ~ " where " ~ is_changed(model) -%}
+        {{- delete_and_digest(deletion) if model.schema == 'marts' else deletion -}}
+    {%- elif execute and changed_key and is_incremental() -%}
         {{ exceptions.raise_compiler_error("no marks to go on from: " ~ this ~ " would hold rows twice; run dbt with --full-refresh") }}
     {%- endif -%}
+{%- endmacro %}
+
+{# Condition on the rows of a model that the run has built anew. #}
+{% macro is_changed(node) -%}
+    {%- set meta = node.config.meta -%}
+    {%- set changes = api.Relation.create(database=node.database, schema='intermediate', identifier=meta.changes) -%}
+    ({{ meta.changed_key }}) in (select {{ meta.get('key_of_changes', meta.changed_key) }} from {{ changes }})
+{%- endmacro %}
+
+{# What a data test looks at, in place of dbt's own: of a model of which only changed keys were built anew, the rows of these. The
+   nightly refresh builds everything and tests every row. #}
+{% macro get_where_subquery(relation) -%}
+    {%- set conditions = [config.get('where')] if config.get('where') else [] -%}
+    {%- if execute and has_marks() -%}
+        {%- for node in graph.nodes.values() if node.relation_name == relation | string and node.config.meta.get('changed_key') -%}
+            {%- do conditions.append(is_changed(node)) -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {%- if conditions -%}
+        {%- do return("(select * from " ~ relation ~ " where " ~ conditions | join(" and ") ~ ") as tested") -%}
+    {%- endif -%}
+    {%- do return(relation) -%}
 {%- endmacro %}
 
 {# Post-hook: statistics of a table that was built anew. Without them the planner takes half a million lines for a handful; changed rows

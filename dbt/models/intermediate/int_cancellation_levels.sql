@@ -5,7 +5,7 @@
 
 {{ config(
     materialized='incremental',
-    pre_hook="{{ delete_changed('pile_key', 'int_changed_piles') }}",
+    meta={'changed_key': 'pile_key', 'changes': 'int_changed_piles'},
     indexes=[{'columns': ['pile_key']}],
 ) }}
 
@@ -113,7 +113,7 @@ heights as (
 
 select
     move_key,
-    {{ pile_key('heights') }} as pile_key,
+    {{ pile_key() }} as pile_key,
     customer_id,
     product_code,
     unit_price,

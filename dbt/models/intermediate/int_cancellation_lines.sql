@@ -5,7 +5,7 @@
 
 {{ config(
     materialized='incremental',
-    pre_hook="{{ delete_changed('order_id', 'int_changed_orders') }}",
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_orders'},
     indexes=[{'columns': ['order_id']}, {'columns': ['target_order_id']}, {'columns': ['customer_id', 'product_code']}],
 ) }}
 
@@ -19,10 +19,11 @@ with lines as (
 orders as (
 
     select * from {{ ref('int_orders_current') }}
-    where is_within_as_of and is_base_currency
+    where is_within_as_of and is_base_currency and {{ only_changed('order_id', 'int_changed_orders') }}
 
 ),
 
+-- The order that a changed document names counts as changed, too.
 sales as (
 
     select

@@ -6,7 +6,8 @@
 -- The planner expects one row of each step here and would loop over millions of pairs (24,000 moves of one pile: 109 s, now below 1 s).
 {{ config(
     materialized='incremental',
-    pre_hook=["{{ delete_changed('pile_key', 'int_changed_piles') }}", "set local enable_nestloop = off"],
+    meta={'changed_key': 'pile_key', 'changes': 'int_changed_piles'},
+    pre_hook="set local enable_nestloop = off",
     indexes=[{'columns': ['pile_key']}, {'columns': ['order_id']}, {'columns': ['cancellation_key']}],
 ) }}
 
@@ -68,6 +69,7 @@ spans as (
 turns as (
 
     select
+        spans.pile_key,
         spans.customer_id,
         spans.product_code,
         spans.unit_price,
@@ -85,7 +87,7 @@ turns as (
 matches as (
 
     select
-        {{ pile_key('turns') }} as pile_key,
+        turns.pile_key,
         turns.move_key as cancellation_key,
         turns.filled_by as order_line_key,
         turns.filled_by_order as order_id,
@@ -99,7 +101,7 @@ matches as (
             and turns.unit_price = slices.unit_price
             and turns.slice = slices.slice
     where turns.takes_back
-    group by turns.move_key, turns.filled_by, turns.filled_by_order, turns.customer_id, turns.product_code, turns.unit_price
+    group by turns.pile_key, turns.move_key, turns.filled_by, turns.filled_by_order, turns.unit_price
 
 )
 

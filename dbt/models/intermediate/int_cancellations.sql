@@ -4,7 +4,7 @@
 
 {{ config(
     materialized='incremental',
-    pre_hook="{{ delete_changed('order_id', 'int_changed_facts') }}",
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_facts'},
     indexes=[{'columns': ['order_id']}, {'columns': ['target_order_id']}, {'columns': ['cancellation_key'], 'unique': true}, {'columns': ['business_date']}],
 ) }}
 

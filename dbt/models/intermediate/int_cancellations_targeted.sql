@@ -5,7 +5,7 @@
 
 {{ config(
     materialized='incremental',
-    pre_hook="{{ delete_changed('target_order_id', 'int_changed_orders', 'order_id') }}",
+    meta={'changed_key': 'target_order_id', 'changes': 'int_changed_orders', 'key_of_changes': 'order_id'},
     indexes=[{'columns': ['target_order_id']}, {'columns': ['order_id']}],
 ) }}
 
@@ -22,6 +22,7 @@ orders as (
         order_id,
         sale_amount
     from {{ ref('int_order_totals') }}
+    where {{ only_changed('order_id', 'int_changed_orders') }}
 
 ),
 

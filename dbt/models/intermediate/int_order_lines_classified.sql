@@ -2,7 +2,7 @@
 
 {{ config(
     materialized='incremental',
-    pre_hook="{{ delete_changed('order_id', 'int_changed_orders') }}",
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_orders'},
     post_hook="{{ index_if_built(\"(product_code, (line_class = 'sale') desc, line_at desc) where description is not null\") }}",
     indexes=[{'columns': ['order_id']}, {'columns': ['customer_id', 'product_code']}, {'columns': ['product_code']}],
 ) }}

@@ -2,7 +2,7 @@
 
 {{ config(
     materialized='incremental',
-    pre_hook="{{ delete_changed('order_id', 'int_changed_orders') }}",
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_orders'},
     indexes=[{'columns': ['order_id']}, {'columns': ['order_line_key'], 'unique': true}],
 ) }}
 

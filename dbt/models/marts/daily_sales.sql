@@ -5,7 +5,7 @@
 
 {{ config(
     materialized='incremental',
-    pre_hook="{{ delete_changed('business_date', 'int_changed_dates') }}",
+    meta={'changed_key': 'business_date', 'changes': 'int_changed_dates'},
     indexes=[{'columns': ['business_date']}],
 ) }}
 

@@ -2,7 +2,7 @@
 
 {{ config(
     materialized='incremental',
-    pre_hook="{{ delete_changed('customer_id', 'int_changed_customers') }}",
+    meta={'changed_key': 'customer_id', 'changes': 'int_changed_customers'},
     indexes=[{'columns': ['customer_key'], 'unique': true}, {'columns': ['customer_id']}],
 ) }}
 

@@ -2,7 +2,7 @@
 
 {{ config(
     materialized='incremental',
-    pre_hook="{{ delete_changed('order_id', 'int_changed_facts') }}",
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_facts'},
     indexes=[{'columns': ['order_id'], 'unique': true}, {'columns': ['business_date']}, {'columns': ['customer_key']}],
 ) }}
 
