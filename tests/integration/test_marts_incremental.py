@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from crm_assets.warehouse.assets import NIGHTLY
 from crm_assets.warehouse.load import load_all, reset_entity
 from crm_assets.warehouse.manifest import MANIFEST
 from crm_assets.warehouse.mart_digests import digest_marts, models_fingerprint
@@ -131,6 +132,21 @@ def test_a_refresh_with_nothing_new_changes_nothing(started: Settings):
     before = contents(started)
     assert not refresh(started).scope.whole
     assert contents(started) == before
+
+
+def test_a_refresh_tests_the_rows_it_has_built_and_no_others(started: Settings):
+    def spoil(line_class: str) -> None:
+        with warehouse.connect(started, autocommit=True) as connection, connection.cursor() as cursor:
+            cursor.execute("update marts.fct_order_lines set line_class = $1::text where order_id = 'guest'", (line_class,))
+
+    append(started, [order("tested", at(3), [("A", 1, "1.00")], customer_id="ann")])
+    spoil("odd")
+    try:
+        refresh(started, "build", "--exclude", f"tag:{NIGHTLY}")
+        with pytest.raises(AssertionError, match="accepted_values_fct_order_lines"):
+            run_dbt(started, "test", "--select", "fct_order_lines")
+    finally:
+        spoil("sale")
 
 
 def test_a_late_cancellation_restates_its_day_and_leaves_the_others_alone(started: Settings):
