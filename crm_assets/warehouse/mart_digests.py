@@ -120,15 +120,6 @@ KEY_FIGURES: Mapping[str, str] = {
 """The numbers a person asks for first: amounts in the base currency, up to the as-of date."""
 
 
-def _kept_digests(cursor: Any) -> dict[str, MartDigest]:  # noqa: ANN401 -- the driver carries no types
-    cursor.execute("select mart, digested_rows, high::text, low::text from meta.mart_digests")
-    return {mart: _digest(rows, high, low) for mart, rows, high, low in cursor.fetchall()}
-
-
-def _digest(rows: int, high: str, low: str) -> MartDigest:
-    return MartDigest(int(rows), f"{int(high) % _MODULUS:016x}{int(low) % _MODULUS:016x}")
-
-
 def _cut_points_are_of_an_earlier_run(cursor: Any) -> bool:  # noqa: ANN401 -- the driver carries no types
     if not (_columns(cursor, "rfm_scores") and _columns(cursor, "rfm_cut_points")):
         return False
@@ -137,6 +128,15 @@ def _cut_points_are_of_an_earlier_run(cursor: Any) -> bool:  # noqa: ANN401 -- t
         "from marts.rfm_scores group by as_of) as s join marts.rfm_cut_points as c on c.as_of = s.as_of"
     )
     return bool(cursor.fetchall()[0][0])
+
+
+def _kept_digests(cursor: Any) -> dict[str, MartDigest]:  # noqa: ANN401 -- the driver carries no types
+    cursor.execute("select mart, digested_rows, high::text, low::text from meta.mart_digests")
+    return {mart: _digest(rows, high, low) for mart, rows, high, low in cursor.fetchall()}
+
+
+def _digest(rows: int, high: str, low: str) -> MartDigest:
+    return MartDigest(int(rows), f"{int(high) % _MODULUS:016x}{int(low) % _MODULUS:016x}")
 
 
 def _columns(cursor: Any, mart: str) -> list[str]:  # noqa: ANN401 -- the driver carries no types

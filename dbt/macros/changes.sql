@@ -73,13 +73,7 @@
     {%- set changed_key = model.config.meta.get('changed_key') -%}
     {%- if execute and changed_key and changes_only() -%}
         {%- set deletion = "delete from " ~ this ~ " where " ~ is_changed(model) -%}
-        {%- if model.schema == 'marts' -%}
-            {{ digest_spelling() }}
-            with gone as ({{ deletion }} returning {{ digested_columns() }})
-            {{ move_digest('-', 'gone') }}
-        {%- else -%}
-            {{ deletion }}
-        {%- endif -%}
+        {{- delete_and_digest(deletion) if model.schema == 'marts' else deletion -}}
     {%- elif execute and changed_key and is_incremental() -%}
         {{ exceptions.raise_compiler_error("no marks to go on from: " ~ this ~ " would hold rows twice; run dbt with --full-refresh") }}
     {%- endif -%}

@@ -12,6 +12,7 @@
 
 {# Key of a pile: the sales and cancellations of one product at one price by one customer, within which cancellations find their sales.
    Two piles that share a key would be built anew together and nothing else. #}
-{% macro pile_key(row) -%}
-    {{ row }}.customer_id || '/' || {{ row }}.product_code || '/' || {{ row }}.unit_price
+{% macro pile_key(row='') -%}
+    {%- set of_row = row ~ '.' if row else '' -%}
+    {{ of_row }}customer_id || '/' || {{ of_row }}product_code || '/' || {{ of_row }}unit_price
 {%- endmacro %}

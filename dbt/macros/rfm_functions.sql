@@ -105,9 +105,9 @@
             {%- set name = parent.name if parent.unique_id in chain else parent.relation_name -%}
             {%- set found.sql = found.sql | replace("{{ ref('" ~ parent.name ~ "') }}", name) -%}
         {%- endfor %}
-    {{ graph.nodes[unique_id].name }} as (
-        {{ render(found.sql) | replace(as_of() | trim, moment) }}
-    ){{ ',' if not loop.last }}
+        {{ graph.nodes[unique_id].name }} as (
+            {{ render(found.sql) | replace(as_of() | trim, moment) }}
+        ){{ ',' if not loop.last }}
     {%- endfor -%}
 {% endmacro %}
 

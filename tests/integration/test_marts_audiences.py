@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -153,7 +152,7 @@ def test_scores_are_those_of_the_model(shop: Settings):
 
 def test_a_repeated_refresh_changes_nothing(shop: Settings):
     before = warehouse.fetch_rows(shop, "select * from marts.audience_changes order by 1, 2, 3")
-    run_dbt(shop, *WITHOUT_SEEDS)
+    run_dbt(shop, *AUDIENCES_ALONE)
     assert warehouse.fetch_rows(shop, "select * from marts.audience_changes order by 1, 2, 3") == before
 
 
@@ -195,29 +194,25 @@ def test_the_third_refresh_takes_back_who_is_quiet_again(third: Settings):
     assert members(third, "risky") == {"silent-on-consent", "wins-back", "regular"}
 
 
-@pytest.fixture
-def stale(third: Settings) -> Iterator[Settings]:
-    """An order has come, and only the audiences are built; afterwards everything is."""
+def test_who_ordered_since_the_score_leaves_until_the_next_one(third: Settings):
+    """An order has come and only the audiences are built; then everything is."""
     append(third, bought("regular", date(2026, 7, 30)))
     load_all(third)
     run_dbt(third, *AUDIENCES_ALONE)
-    yield third
+    assert changes(third, "risky", 4) == {("regular", "leave", "score out of date")}
+    assert changes(third, "everybody", 3) == {("regular", "leave", "score out of date")}
+
     run_dbt(third, *WITHOUT_SEEDS)
+    assert members(third, "risky") == {"silent-on-consent", "wins-back"}
+    assert changes(third, "everybody", 4) == {("regular", "join", "conditions met")}
 
 
-def test_who_ordered_since_the_score_leaves_until_the_next_one(stale: Settings):
-    assert changes(stale, "risky", 4) == {("regular", "leave", "score out of date")}
-    assert ("regular", "leave", "score out of date") in changes(stale, "everybody", 3)
-    run_dbt(stale, *WITHOUT_SEEDS)
-    assert ("regular", "join", "conditions met") in changes(stale, "everybody", 4)
-
-
-def test_a_withdrawn_audience_is_left_by_all(stale: Settings):
-    execute(stale, "delete from marts.audience_rules where audience = 'risky'")
-    run_dbt(stale, *AUDIENCES_ALONE)
-    assert members(stale, "risky") == set()
-    (version,) = warehouse.fetch_rows(stale, "select max(version) from marts.audience_changes where audience = 'risky'")[0]
-    assert {reason for _, _, reason in changes(stale, "risky", version)} == {"audience withdrawn"}
+def test_a_withdrawn_audience_is_left_by_all(third: Settings):
+    execute(third, "delete from marts.audience_rules where audience = 'risky'")
+    run_dbt(third, *AUDIENCES_ALONE)
+    assert members(third, "risky") == set()
+    (version,) = warehouse.fetch_rows(third, "select max(version) from marts.audience_changes where audience = 'risky'")[0]
+    assert {reason for _, _, reason in changes(third, "risky", version)} == {"audience withdrawn"}
 
 
 def test_a_model_in_another_unit_scores_nobody_and_says_so(shop: Settings):
@@ -225,5 +220,5 @@ def test_a_model_in_another_unit_scores_nobody_and_says_so(shop: Settings):
     before = warehouse.fetch_rows(shop, "select count(*), max(scored_at) from marts.churn_risk")
     message = "purchase model weekly has its parameters per week, the marts count in days: no customer is scored"
     with pytest.raises(AssertionError, match=message):
-        run_dbt(shop, "build", "--exclude-resource-type", "unit_test", "--select", "int_scoring_basis+")
+        run_dbt(shop, *BUILD, "int_scoring_basis", "churn_risk", "customer_value")
     assert warehouse.fetch_rows(shop, "select count(*), max(scored_at) from marts.churn_risk") == before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -51,10 +50,10 @@ def run_dbt(settings: Settings, *arguments: str, unit_tests: bool = False, chang
     environment = inherited | dict(warehouse.dbt_environment(settings, changed_since))
     if unit_tests:
         del environment["DBT_EXCLUDE_RESOURCE_TYPES"]
-    with tempfile.TemporaryDirectory(prefix="crm-dbt-") as folder:
-        places = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT), "--target-path", folder, "--log-path", folder]
-        command = [os.fspath(Path(sys.executable).with_name("dbt")), *arguments, *places, "--no-version-check"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    # What dbt has parsed stays in the data set's own folder, as it does on the platform.
+    places = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)]
+    command = [os.fspath(Path(sys.executable).with_name("dbt")), *arguments, *places, "--no-version-check"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout
 

@@ -45,10 +45,10 @@ inner join customers
     on
         (rules.segments is null or customers.segment = any(string_to_array(rules.segments, '|')))
         and (rules.risk_bands is null or customers.risk_band = any(string_to_array(rules.risk_bands, '|')))
-        and (rules.min_risk is null or customers.churn_risk >= rules.min_risk)
-        and (rules.max_risk is null or customers.churn_risk <= rules.max_risk)
+        and (rules.min_risk is null or rules.min_risk <= customers.churn_risk)
+        and (rules.max_risk is null or rules.max_risk >= customers.churn_risk)
         and (rules.value_tiers is null or customers.value_tier = any(string_to_array(rules.value_tiers, '|')))
-        and (rules.min_revenue is null or customers.expected_revenue >= rules.min_revenue)
+        and (rules.min_revenue is null or rules.min_revenue <= customers.expected_revenue)
 left join {{ ref('int_audience_suppressions') }} as suppressions
     on customers.customer_key = suppressions.customer_key and rules.consent = suppressions.purpose
 where suppressions.customer_key is null

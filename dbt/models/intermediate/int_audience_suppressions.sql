@@ -13,9 +13,10 @@ with customers as (
         purposes.purpose,
         purposes.consent
     from {{ ref('dim_customers') }} as dim
-    cross join lateral (
-        values ('email', dim.consent_email), ('ads', dim.consent_ads), ('analytics', dim.consent_analytics)
-    ) as purposes (purpose, consent)
+    cross join
+        lateral (
+            values ('email', dim.consent_email), ('ads', dim.consent_ads), ('analytics', dim.consent_analytics)
+        ) as purposes (purpose, consent)
     where not dim.is_unknown
 
 ),

@@ -113,7 +113,7 @@ heights as (
 
 select
     move_key,
-    {{ pile_key('heights') }} as pile_key,
+    {{ pile_key() }} as pile_key,
     customer_id,
     product_code,
     unit_price,

@@ -69,6 +69,7 @@ spans as (
 turns as (
 
     select
+        spans.pile_key,
         spans.customer_id,
         spans.product_code,
         spans.unit_price,
@@ -86,7 +87,7 @@ turns as (
 matches as (
 
     select
-        {{ pile_key('turns') }} as pile_key,
+        turns.pile_key,
         turns.move_key as cancellation_key,
         turns.filled_by as order_line_key,
         turns.filled_by_order as order_id,
@@ -100,7 +101,7 @@ matches as (
             and turns.unit_price = slices.unit_price
             and turns.slice = slices.slice
     where turns.takes_back
-    group by turns.move_key, turns.filled_by, turns.filled_by_order, turns.customer_id, turns.product_code, turns.unit_price
+    group by turns.pile_key, turns.move_key, turns.filled_by, turns.filled_by_order, turns.unit_price
 
 )
 

@@ -21,14 +21,14 @@ with sightings as (
 )
 
 {% if execute and changes_only() %}
-select
-    sightings.customer_id,
-    least(sightings.seen_at, known.first_seen_at) as first_seen_at
-from sightings
-left join {{ this }} as known on sightings.customer_id = known.customer_id
+    select
+        sightings.customer_id,
+        least(sightings.seen_at, known.first_seen_at) as first_seen_at
+    from sightings
+    left join {{ this }} as known on sightings.customer_id = known.customer_id
 {% else %}
-select
-    customer_id,
-    seen_at as first_seen_at
-from sightings
+    select
+        customer_id,
+        seen_at as first_seen_at
+    from sightings
 {% endif %}

@@ -1,6 +1,11 @@
 -- Grain: one row per product code, its state by the highest sequence, whatever arrived last.
 
-{{ config(materialized='incremental', unique_key='product_code', incremental_strategy='delete+insert', indexes=[{'columns': ['product_code'], 'unique': true}]) }}
+{{ config(
+    materialized='incremental',
+    unique_key='product_code',
+    incremental_strategy='delete+insert',
+    indexes=[{'columns': ['product_code'], 'unique': true}],
+) }}
 
 with newest as (
 

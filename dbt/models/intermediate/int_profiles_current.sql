@@ -1,6 +1,11 @@
 -- Grain: one row per customer with a profile, its state by the highest sequence, whatever arrived last.
 
-{{ config(materialized='incremental', unique_key='customer_id', incremental_strategy='delete+insert', indexes=[{'columns': ['customer_id'], 'unique': true}]) }}
+{{ config(
+    materialized='incremental',
+    unique_key='customer_id',
+    incremental_strategy='delete+insert',
+    indexes=[{'columns': ['customer_id'], 'unique': true}],
+) }}
 
 with newest as (
 

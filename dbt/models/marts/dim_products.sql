@@ -17,16 +17,15 @@ with products as (
 ordered as (
 
     {% if execute and changes_only() %}
-    select changed.product_code
-    from {{ ref('int_changed_products') }} as changed
-    cross join lateral (
-        select 1 as found
-        from {{ ref('int_order_lines_classified') }} as lines
-        where lines.product_code = changed.product_code
-        limit 1
-    ) as line
+        select changed.product_code
+        from {{ ref('int_changed_products') }} as changed
+        where exists (
+            select 1
+            from {{ ref('int_order_lines_classified') }} as lines
+            where lines.product_code = changed.product_code
+        )
     {% else %}
-    select distinct product_code from {{ ref('int_order_lines_classified') }}
+        select distinct product_code from {{ ref('int_order_lines_classified') }}
     {% endif %}
 
 ),

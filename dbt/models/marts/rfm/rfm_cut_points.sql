@@ -13,7 +13,12 @@ with customers as (
 
     select * from {{ ref('int_rfm_measures') }}
     {% if adds_to_earlier_runs() %}
-        where basis not in (select stored.basis from {{ this }} as stored where stored.as_of = {{ as_of() }})
+        where
+            basis not in (
+                select stored.basis
+                from {{ this }} as stored
+                where stored.as_of = {{ as_of() }}
+            )
     {% endif %}
 
 ),
@@ -80,6 +85,15 @@ from_customers as (
 
 ),
 
+populations as (
+
+    select distinct
+        basis,
+        scored_customers
+    from from_customers
+
+),
+
 fixed as (
 
     select
@@ -90,7 +104,7 @@ fixed as (
         case when overrides.measure = 'recency' then overrides.worst_value end as highest_value,
         populations.scored_customers
     from {{ ref('rfm_cut_points_override') }} as overrides
-    cross join (select distinct basis, scored_customers from from_customers) as populations
+    cross join populations
 
 ),
 
