@@ -16,7 +16,7 @@ export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit test test-unit test-integration lint contracts \
-	dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream faults-stream \
+	dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream bench-marts faults-stream \
 	judge-population bench-generator bench-rates validate
 
 help: ## List the commands
@@ -121,6 +121,9 @@ bench-drain: $(READY) ## Measure the way from Kafka to silver (takes a while)
 
 bench-stream: $(READY) ## Measure latency at held rates, and the largest rate the stream sustains (ARGS="--seconds 20 --rates 50")
 	@$(PY) -m tests.benchmarks.bench_stream $(ARGS)
+
+bench-marts: $(READY) ## Measure refreshes of the marts as the history grows, and scoring as the customers do (ARGS="--sizes 100000,500000")
+	@$(PY) -m tests.benchmarks.bench_marts $(ARGS)
 
 faults-stream: $(READY) ## Throw faults at the stream; the audit judges, and each control must fail (ARGS="--only F9 --kills 3")
 	@$(PY) -m tests.faults $(ARGS)

@@ -63,7 +63,13 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
             upkeep.purge_runs,
         ],
         sensors=[*topics.sensors, *streaming.sensors, *lakehouse.sensors, refresh.refresh_sensor],
-        schedules=[upkeep.purge_schedule, checks.audit_schedule, *lake_upkeep.schedules, lake_health.lake_health_schedule],
+        schedules=[
+            refresh.nightly_refresh,
+            upkeep.purge_schedule,
+            checks.audit_schedule,
+            *lake_upkeep.schedules,
+            lake_health.lake_health_schedule,
+        ],
         resources={**resources, **(overrides or {})},
         # A process per step costs some ten seconds on two cores and brings nothing on one machine.
         executor=dg.in_process_executor,

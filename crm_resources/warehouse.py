@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,15 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from crm_resources.contracts import contracts
-from crm_resources.contracts.derive_postgres import RAW_SCHEMA, RawTable, alter_table_sql, bootstrap_sql, postgres_type, raw_tables
+from crm_resources.contracts.derive_postgres import (
+    RAW_SCHEMA,
+    RawTable,
+    alter_table_sql,
+    bootstrap_sql,
+    index_sql,
+    postgres_type,
+    raw_tables,
+)
 from crm_resources.contracts.evolution import SchemaRefused, TableColumn, compare_table, declared_columns
 from crm_resources.settings import Settings
 
@@ -172,6 +181,12 @@ def prepare(settings: Settings) -> None:
             evolved = _evolve_sql(cursor)
             for statement in (*bootstrap_sql(contracts()), *evolved, *_META_SQL, *_schema_sql(), *_reader_sql(settings, cursor)):
                 cursor.execute(statement)
+            # Asking first: `create index if not exists` would wait for a load under way even where the index exists.
+            cursor.execute("select indexname::text from pg_indexes where schemaname = $1::text", (RAW_SCHEMA,))
+            there = {name for (name,) in cursor.fetchall()}
+            for name, statement in index_sql(contracts()).items():
+                if name not in there:
+                    cursor.execute(statement)
         except _driver_error() as error:
             raise WarehouseRefused(
                 f"PostgreSQL at {_server(settings).address} would not prepare {settings.database}: {_first_line(error)}. The user of "
@@ -276,8 +291,14 @@ def actual_columns(settings: Settings, schema: str, table: str) -> list[ColumnFa
     return [ColumnFact(name, data_type) for name, data_type in rows]
 
 
-def dbt_environment(settings: Settings) -> Mapping[str, str]:
-    """Variables a dbt process needs; the password travels under the prefix that dbt keeps out of its logs."""
+def dbt_environment(settings: Settings, changed_since: Mapping[str, datetime] | None = None) -> Mapping[str, str]:
+    """Variables a dbt process needs; the password travels under the prefix that dbt keeps out of its logs.
+
+    Args:
+        settings: which data set.
+        changed_since: newest `loaded_at` by plural that the models show already (`crm_resources.change_marks`); incremental models build
+            what newer rows touch. Everything is built when omitted.
+    """
     parts = urlsplit(_server(settings).uri)
     options = dict(parse_qsl(parts.query))
     return {
@@ -289,6 +310,8 @@ def dbt_environment(settings: Settings) -> Mapping[str, str]:
         "DBT_ENV_SECRET_CRM_PASSWORD": unquote(parts.password or ""),
         "CRM_BUSINESS_TIMEZONE": settings.business_timezone,
         "CRM_AS_OF": settings.as_of.isoformat() if settings.as_of else "",
+        "CRM_CHANGED_SINCE": json.dumps({name: at.isoformat() for name, at in changed_since.items()}) if changed_since is not None else "",
+        "DBT_FULL_REFRESH": str(changed_since is None).lower(),
         # Beside the data set's other state, not in the checkout.
         "DBT_TARGET_PATH": str(settings.environment_dir / "dbt"),
         "DBT_LOG_PATH": str(settings.environment_dir / "dbt"),
@@ -421,6 +444,19 @@ _META_SQL = (
     figures jsonb not null
 )""",
     "create index if not exists refresh_reports_reported_at on meta.refresh_reports (reported_at)",
+    """create table if not exists meta.mart_digests (
+    mart text primary key,
+    digested_rows bigint not null,
+    high numeric not null,
+    low numeric not null
+)""",
+    """create table if not exists meta.change_marks (
+    as_of date not null,
+    business_timezone text not null,
+    models text not null,
+    tables jsonb not null,
+    moved_at timestamp with time zone not null default clock_timestamp()
+)""",
 )
 
 

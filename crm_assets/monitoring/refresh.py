@@ -16,6 +16,9 @@ from crm_resources.dagster_resources import SettingsResource
 from crm_resources.layout import SILVER
 
 REFRESH_JOB = "refresh"
+EVERYTHING_TAG = "crm/everything"
+"""Tag of a run; `true` has it build and test every row, whatever has changed."""
+
 FIRST_BACK_OFF = timedelta(seconds=20)
 LONGEST_BACK_OFF = timedelta(minutes=10)
 _LOOK_BACK_RUNS = 8  # enough failures in a row to reach the longest back-off
@@ -58,8 +61,11 @@ def decide_refresh(state: RefreshState, now: datetime) -> RefreshDecision:
         again_at = state.last_failure_at + back_off(state.failures)
         if now < again_at:
             return RefreshDecision(False, f"{state.failures} failed in a row; next try at {again_at:%H:%M:%S} UTC")
-    why = f"new versions of {', '.join(behind)}" if behind else f"business date is {state.business_date}, marts show {state.marts_as_of}"
-    return RefreshDecision(True, why)
+    why = [f"new versions of {', '.join(behind)}"] if behind else []
+    if turned:
+        shown = f"marts show {state.marts_as_of}" if state.marts_as_of else "nothing is there yet"
+        why.append(f"first refresh of {state.business_date} ({shown}), which builds everything")
+    return RefreshDecision(True, "; ".join(why))
 
 
 def back_off(failures: int) -> timedelta:
@@ -101,6 +107,16 @@ def refresh_sensor(context: dg.SensorEvaluationContext, settings: SettingsResour
     if not decision.refresh:
         return dg.SkipReason(decision.reason)
     return dg.SensorResult(run_requests=[dg.RunRequest(tags={"crm/why": decision.reason[:250]})])
+
+
+nightly_refresh = dg.ScheduleDefinition(
+    name="refresh_everything_nightly",
+    job_name=REFRESH_JOB,
+    cron_schedule="20 2 * * *",
+    tags={EVERYTHING_TAG: "true", "crm/why": "every night: everything is built anew and every row tested"},
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every night at 02:20 UTC: builds all marts from the first row and runs the tests that read whole tables.",
+)
 
 
 def _recent_runs(instance: dg.DagsterInstance) -> tuple[bool, int, datetime | None]:

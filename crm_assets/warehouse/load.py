@@ -107,13 +107,14 @@ def _load(settings: Settings, contract: Contract, to_version: int | None, chunk_
             connection.commit()
             return LoadResult(contract.entity, 0, 0, 0, mark.version if mark else None, time.monotonic() - clock)
         read = inserted = child_inserted = 0
+        floor = _after_all_before(cursor, contract)
         size = chunk_rows or (CHUNK_ROWS_WITH_LISTS if contract.children else CHUNK_ROWS)
         parent, *children = raw_tables(contract)
         for batch in read_batches(settings, contract, changes.files, size):
             read += batch.num_rows
-            inserted += _insert(cursor, parent, batch.select([c.name for c in parent.columns if c != LOADED_AT]))
+            inserted += _insert(cursor, parent, batch.select([c.name for c in parent.columns if c != LOADED_AT]), floor)
             for table, child in zip(children, contract.children, strict=True):
-                child_inserted += _insert(cursor, table, child_rows(batch, child))
+                child_inserted += _insert(cursor, table, child_rows(batch, child), floor)
         if inserted + child_inserted >= ANALYZE_ROWS:
             for table in (parent, *children):
                 cursor.execute(f"analyze {_name(table)}")
@@ -165,8 +166,18 @@ def _conform(batch: pa.RecordBatch, columns: Sequence[Column]) -> pa.RecordBatch
     return pa.RecordBatch.from_arrays(arrays, names=schema.names)
 
 
-def _insert(cursor: Any, table: RawTable, rows: pa.RecordBatch) -> int:  # noqa: ANN401 -- the driver carries no types
-    """Copy rows to a temporary table and insert those whose key is new; returns how many were."""
+def _after_all_before(cursor: Any, contract: Contract) -> datetime:  # noqa: ANN401 -- the driver carries no types
+    """Time after which the rows of this load are dated: refreshes tell new rows by `loaded_at`, even when a clock was set back."""
+    cursor.execute(
+        "select greatest(clock_timestamp(), max(loaded_at) + interval '1 microsecond') "  # noqa: S608 -- names come from the contracts
+        f"from {RAW_SCHEMA}.{contract.plural}"
+    )
+    moment: datetime = cursor.fetchall()[0][0]
+    return moment
+
+
+def _insert(cursor: Any, table: RawTable, rows: pa.RecordBatch, floor: datetime) -> int:  # noqa: ANN401 -- the driver carries no types
+    """Copy rows to a temporary table and insert those whose key is new, dated now or `floor`; returns how many were."""
     if not rows.num_rows:
         return 0
     incoming = f"incoming_{table.name}"
@@ -174,8 +185,10 @@ def _insert(cursor: Any, table: RawTable, rows: pa.RecordBatch) -> int:  # noqa:
     cursor.adbc_ingest(incoming, rows, mode="create", temporary=True)
     columns = ", ".join(rows.schema.names)
     cursor.execute(
-        f"insert into {_name(table)} ({columns}, {LOADED_AT.name}) select {columns}, clock_timestamp() from pg_temp.{incoming} "  # noqa: S608 -- names come from the contracts
-        f"on conflict ({', '.join(table.primary_key)}) do nothing"
+        f"insert into {_name(table)} ({columns}, {LOADED_AT.name}) "  # noqa: S608 -- names come from the contracts
+        f"select {columns}, greatest(clock_timestamp(), $1::timestamptz) from pg_temp.{incoming} "
+        f"on conflict ({', '.join(table.primary_key)}) do nothing",
+        (floor,),
     )
     return max(int(cursor.rowcount), 0)
 

@@ -5,6 +5,9 @@ Belongs here: which marts there are, digesting them, and the fingerprint of the 
 
 A checksum is order-free: each row as PostgreSQL spells it, its md5 as two 64-bit numbers, each summed modulo 2^64. Columns that say
 when a run took place are left out; they differ between two runs by their nature.
+
+Of marts that are built by changed keys the digest is kept by the build itself (`dbt/macros/digests.sql`), so that a refresh need not read
+the rows it leaves alone; the others are read.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from crm_resources.settings import Settings
 RUN_COLUMNS = ("scored_at",)
 """Columns of marts that hold the time of the run."""
 
-REBUILT = ("table", "view", "seed")
-"""Materializations that a run makes anew from what it reads. Others (incremental models, snapshots) carry state of earlier runs."""
+REBUILT = ("table", "view", "seed", "incremental")
+"""Materializations that can be made anew from what they read. Others (snapshots) carry state of earlier runs, and so do incremental models
+that refuse a full refresh."""
 
 _MODULUS = 2**64
 
@@ -37,7 +41,9 @@ def mart_names(manifest: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """
     nodes = (manifest if manifest is not None else json.loads(MANIFEST.read_text()))["nodes"].values()
     marts = [n for n in nodes if n["resource_type"] in ("model", "seed") and n["schema"] == warehouse.MARTS_SCHEMA]
-    return tuple(sorted(n["name"] for n in marts if n["config"]["materialized"] in REBUILT))
+    return tuple(
+        sorted(n["name"] for n in marts if n["config"]["materialized"] in REBUILT and n["config"].get("full_refresh") is not False)
+    )
 
 
 def models_fingerprint(project: Path = PROJECT) -> str:
@@ -51,10 +57,14 @@ def models_fingerprint(project: Path = PROJECT) -> str:
     return digest.hexdigest()[:16]
 
 
-def digest_marts(settings: Settings) -> tuple[dict[str, MartDigest], dict[str, str]]:
+def digest_marts(settings: Settings, *, read_all: bool = False) -> tuple[dict[str, MartDigest], dict[str, str]]:
     """Digests of the marts by name, and the key figures as exact decimals, of one moment.
 
     A mart that the database lacks is absent.
+
+    Args:
+        settings: which data set; its database must be prepared.
+        read_all: read every row, also of marts whose digest is kept: what stands there, whoever wrote it.
     """
     digests = {}
     with warehouse.connect(settings) as connection, connection.cursor() as cursor:
@@ -62,12 +72,13 @@ def digest_marts(settings: Settings) -> tuple[dict[str, MartDigest], dict[str, s
         # Times are spelled in the session's zone and style.
         cursor.execute("set local timezone to 'UTC'")
         cursor.execute("set local datestyle to 'ISO, YMD'")
+        kept = _kept_digests(cursor)
         for name in mart_names():
-            columns = _columns(cursor, name)
-            if columns:
+            if not read_all and name in kept:
+                digests[name] = kept[name]
+            elif columns := _columns(cursor, name):
                 cursor.execute(digest_sql(name, columns))
-                rows, high, low = cursor.fetchall()[0]
-                digests[name] = MartDigest(int(rows), f"{int(high) % _MODULUS:016x}{int(low) % _MODULUS:016x}")
+                digests[name] = _digest(*cursor.fetchall()[0])
         figures = {}
         for name, sql in KEY_FIGURES.items():
             cursor.execute(sql)
@@ -93,6 +104,15 @@ KEY_FIGURES: Mapping[str, str] = {
     "net_amount_restated": "select coalesce(sum(net_amount_restated), 0)::text from marts.daily_sales",
 }
 """The numbers a person asks for first: amounts in the base currency, up to the as-of date."""
+
+
+def _kept_digests(cursor: Any) -> dict[str, MartDigest]:  # noqa: ANN401 -- the driver carries no types
+    cursor.execute("select mart, digested_rows, high::text, low::text from meta.mart_digests")
+    return {mart: _digest(rows, high, low) for mart, rows, high, low in cursor.fetchall()}
+
+
+def _digest(rows: int, high: str, low: str) -> MartDigest:
+    return MartDigest(int(rows), f"{int(high) % _MODULUS:016x}{int(low) % _MODULUS:016x}")
 
 
 def _columns(cursor: Any, mart: str) -> list[str]:  # noqa: ANN401 -- the driver carries no types

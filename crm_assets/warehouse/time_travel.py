@@ -190,7 +190,7 @@ def travel(settings: Settings, destination: Destination, *, keep: bool = False) 
     with _own_database(settings, place, keep=keep):
         rows = _load(place, destination.versions)
         _build(place)
-        marts, figures = digest_marts(place)
+        marts, figures = digest_marts(place, read_all=True)
     report = destination.report
     return Journey(
         destination=destination,

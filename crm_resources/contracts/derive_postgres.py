@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,13 @@ from crm_resources.layout import COORDINATES, PAYLOAD_HASH
 RAW_SCHEMA = "raw"
 
 LOADED_AT = Column("loaded_at", ColumnType.TIMESTAMP, False, "When the load that brought the row ran.")
+
+LOOK_UPS = {
+    "orders": ("order_id", "nullif(cancels_order_id, order_id)"),
+    "products": ("upper(product_id)",),
+    "profiles": ("customer_id",),
+}
+"""By entity, what all messages about one thing are found by when a new one has come; an index each."""
 
 
 @dataclass(frozen=True)
@@ -96,3 +104,13 @@ def bootstrap_sql(entities: Iterable[Contract]) -> list[str]:
     statements = [f"create schema if not exists {RAW_SCHEMA}"]
     statements.extend(create_table_sql(table) for contract in entities for table in raw_tables(contract))
     return statements
+
+
+def index_sql(entities: Iterable[Contract]) -> dict[str, str]:
+    """`create index` by name of the index: an entity's rows by the time they were loaded, and by what they are about."""
+    return {
+        name: f"create index {name} on {RAW_SCHEMA}.{contract.plural} ({expression})"
+        for contract in entities
+        for expression in (LOADED_AT.name, *LOOK_UPS.get(contract.plural, ()))
+        for name in [f"{contract.plural}_{re.sub(r'[^a-z_]+', '_', expression).strip('_')}"]
+    }

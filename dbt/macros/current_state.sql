@@ -5,7 +5,7 @@
     sequence desc, message_at desc, event_id desc
 {%- endmacro %}
 
-{# Rows of a staging model that are the current state of their key; null is a key. #}
-{% macro current_state(model, key) -%}
-    select distinct on ({{ key }}) * from {{ model }} order by {{ key }} asc, {{ newest_first() }}
+{# Rows of a staging model that are the current state of their key; null is a key. `condition` says which keys. #}
+{% macro current_state(model, key, condition='true') -%}
+    select distinct on ({{ key }}) * from {{ model }} where {{ condition }} order by {{ key }} asc, {{ newest_first() }}
 {%- endmacro %}

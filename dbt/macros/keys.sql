@@ -9,3 +9,10 @@
 {% macro order_line_key(order_id, line_number) -%}
     {{ order_id }} || '/' || {{ line_number }}
 {%- endmacro %}
+
+{# Key of a pile: the sales and cancellations of one product at one price by one customer, within which cancellations find their sales.
+   Two piles that share a key would be built anew together and nothing else. #}
+{% macro pile_key(row='') -%}
+    {%- set of_row = row ~ '.' if row else '' -%}
+    {{ of_row }}customer_id || '/' || {{ of_row }}product_code || '/' || {{ of_row }}unit_price
+{%- endmacro %}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -36,23 +36,24 @@ def reported_refresh(settings: Settings) -> RefreshReport:
     """Load and build like the platform's own refresh, which writes its report down; gives that report."""
     complaints: list[str] = []
     load_all(settings)
-    with recorded_refresh(settings, whole=True, warn=complaints.append) as pinned:
-        run_dbt(pinned, *WITHOUT_TESTS)
+    with recorded_refresh(settings, whole=True, warn=complaints.append) as planned:
+        run_dbt(planned.settings, *WITHOUT_TESTS, changed_since=planned.scope.since)
     assert not complaints
     report = refresh_reports.last_report_before(settings, datetime.max.replace(tzinfo=UTC))
     assert report is not None
     return report
 
 
-def run_dbt(settings: Settings, *arguments: str, unit_tests: bool = False) -> str:
-    """Run dbt over the data set; fails with its output when dbt does."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DBT_"))} | dict(warehouse.dbt_environment(settings))
+def run_dbt(settings: Settings, *arguments: str, unit_tests: bool = False, changed_since: Mapping[str, datetime] | None = None) -> str:
+    """Run dbt over the data set, by default over all rows; fails with its output when dbt does."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DBT_"))}
+    environment = inherited | dict(warehouse.dbt_environment(settings, changed_since))
     if unit_tests:
         del environment["DBT_EXCLUDE_RESOURCE_TYPES"]
-    with tempfile.TemporaryDirectory(prefix="crm-dbt-") as folder:
-        places = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT), "--target-path", folder, "--log-path", folder]
-        command = [os.fspath(Path(sys.executable).with_name("dbt")), *arguments, *places, "--no-version-check"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    # What dbt has parsed stays in the data set's own folder, as it does on the platform.
+    places = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)]
+    command = [os.fspath(Path(sys.executable).with_name("dbt")), *arguments, *places, "--no-version-check"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -11,6 +12,7 @@ import pytest
 
 from crm_assets.build import build_defs
 from crm_assets.definitions import defs
+from crm_assets.monitoring.refresh import EVERYTHING_TAG, REFRESH_JOB
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SNAPSHOT = Path(__file__).parent / "asset_graph.json"
@@ -120,6 +122,19 @@ def test_what_must_run_by_itself_is_on_by_default():
     assert sensors["refresh_marts"] is dg.DefaultSensorStatus.RUNNING
     assert sensors["lake_growth"] is dg.DefaultSensorStatus.RUNNING
     assert all(s.default_status is dg.DefaultScheduleStatus.RUNNING for s in defs.schedules or [] if isinstance(s, dg.ScheduleDefinition))
+
+
+@pytest.mark.parametrize("mart", ["fct_orders", "fct_order_lines", "daily_sales", "rfm_segments"])
+def test_marts_promise_to_be_fresh_within_a_minute_and_to_be_rebuilt_every_day(mart: str):
+    (policy,) = [spec.freshness_policy for spec in specs() if spec.key == dg.AssetKey(["marts", mart])]
+    assert policy == dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=26), warn_window=timedelta(seconds=60))
+
+
+def test_everything_is_built_and_tested_once_a_night():
+    (nightly,) = [s for s in defs.schedules or [] if s.name == "refresh_everything_nightly"]
+    assert isinstance(nightly, dg.ScheduleDefinition)
+    assert nightly.job_name == REFRESH_JOB
+    assert nightly.tags[EVERYTHING_TAG] == "true"
 
 
 def test_an_override_with_a_wrong_name_is_refused():

@@ -44,6 +44,8 @@ def test_one_refresh_at_a_time():
 def test_the_turn_of_the_business_date_ages_everybody():
     decision = decide_refresh(state(marts_as_of=NOW.date() - timedelta(days=1)), NOW)
     assert decision.refresh
+    assert "builds everything" in decision.reason
+    assert "builds everything" not in decide_refresh(state(versions={"orders": 4}), NOW).reason
 
 
 def test_an_empty_lake_never_refreshes():

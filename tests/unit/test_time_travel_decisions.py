@@ -116,17 +116,21 @@ class TestTheComparison:
 
 class TestWhatIsCompared:
     def test_marts_that_carry_state_of_earlier_runs_are_left_out(self):
-        def node(name: str, materialized: str, schema: str = "marts", kind: str = "model") -> dict[str, object]:
-            return {"name": name, "schema": schema, "resource_type": kind, "config": {"materialized": materialized}}
+        def node(
+            name: str, materialized: str, schema: str = "marts", kind: str = "model", full_refresh: bool | None = None
+        ) -> dict[str, object]:
+            config = {"materialized": materialized, "full_refresh": full_refresh}
+            return {"name": name, "schema": schema, "resource_type": kind, "config": config}
 
         nodes = [
             node("b", "table"),
             node("map", "seed", kind="seed"),
-            node("history", "incremental"),
+            node("facts", "incremental"),
+            node("history", "incremental", full_refresh=False),
             node("old", "snapshot", kind="snapshot"),
             node("stg", "view", "staging"),
         ]
-        assert mart_names({"nodes": {str(i): n for i, n in enumerate(nodes)}}) == ("b", "map")
+        assert mart_names({"nodes": {str(i): n for i, n in enumerate(nodes)}}) == ("b", "facts", "map")
 
     def test_the_fingerprint_follows_the_sql_and_the_variables(self, tmp_path: Path):
         (tmp_path / "dbt_project.yml").write_text("vars: {bands: 5}")

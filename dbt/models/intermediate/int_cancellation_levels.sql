@@ -3,6 +3,12 @@
 -- A pile is a customer, a product and a unit price. Sales pile up and a cancellation takes from the top: newest first, splitting as
 -- needed, and what finds nothing is lost. The height of the pile is the running sum less its lowest point so far below zero.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'pile_key', 'changes': 'int_changed_piles'},
+    indexes=[{'columns': ['pile_key']}],
+) }}
+
 with credits as (
 
     select * from {{ ref('int_cancellation_lines') }}
@@ -11,6 +17,7 @@ with credits as (
         and customer_id is not null
         and requested_quantity > 0
         and unit_price > 0
+        and {{ only_changed('customer_id, product_code, unit_price', 'int_changed_piles') }}
 
 ),
 
@@ -106,6 +113,7 @@ heights as (
 
 select
     move_key,
+    {{ pile_key() }} as pile_key,
     customer_id,
     product_code,
     unit_price,

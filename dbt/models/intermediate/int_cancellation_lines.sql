@@ -3,20 +3,27 @@
 -- Three forms: a document that names the order (`referenced`), a document that names none (`unreferenced`), and a later message of
 -- the order itself (`status`), which takes back each of its sale lines. A row whose order is not known is held: it has no effect yet.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_orders'},
+    indexes=[{'columns': ['order_id']}, {'columns': ['target_order_id']}, {'columns': ['customer_id', 'product_code']}],
+) }}
+
 with lines as (
 
     select * from {{ ref('int_order_lines_classified') }}
-    where is_within_as_of and is_base_currency
+    where is_within_as_of and is_base_currency and {{ only_changed('order_id', 'int_changed_orders') }}
 
 ),
 
 orders as (
 
     select * from {{ ref('int_orders_current') }}
-    where is_within_as_of and is_base_currency
+    where is_within_as_of and is_base_currency and {{ only_changed('order_id', 'int_changed_orders') }}
 
 ),
 
+-- The order that a changed document names counts as changed, too.
 sales as (
 
     select

@@ -4,11 +4,17 @@
 -- emptied a slice took it back from whoever filled it last before.
 
 -- The planner expects one row of each step here and would loop over millions of pairs (24,000 moves of one pile: 109 s, now below 1 s).
-{{ config(pre_hook="set local enable_nestloop = off") }}
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'pile_key', 'changes': 'int_changed_piles'},
+    pre_hook="set local enable_nestloop = off",
+    indexes=[{'columns': ['pile_key']}, {'columns': ['order_id']}, {'columns': ['cancellation_key']}],
+) }}
 
 with levels as (
 
     select * from {{ ref('int_cancellation_levels') }}
+    where {{ only_changed_by_index('pile_key', 'int_changed_piles') }}
 
 ),
 
@@ -63,6 +69,7 @@ spans as (
 turns as (
 
     select
+        spans.pile_key,
         spans.customer_id,
         spans.product_code,
         spans.unit_price,
@@ -80,6 +87,7 @@ turns as (
 matches as (
 
     select
+        turns.pile_key,
         turns.move_key as cancellation_key,
         turns.filled_by as order_line_key,
         turns.filled_by_order as order_id,
@@ -93,12 +101,13 @@ matches as (
             and turns.unit_price = slices.unit_price
             and turns.slice = slices.slice
     where turns.takes_back
-    group by turns.move_key, turns.filled_by, turns.filled_by_order, turns.unit_price
+    group by turns.pile_key, turns.move_key, turns.filled_by, turns.filled_by_order, turns.unit_price
 
 )
 
 select
     cancellation_key || '>' || order_line_key as match_key,
+    pile_key,
     cancellation_key,
     order_line_key,
     order_id,

@@ -2,9 +2,16 @@
 --
 -- requested = applied + unmatched + refund_excess + without effect (held or repeated).
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_facts'},
+    indexes=[{'columns': ['order_id']}, {'columns': ['target_order_id']}, {'columns': ['cancellation_key'], 'unique': true}, {'columns': ['business_date']}],
+) }}
+
 with lines as (
 
     select * from {{ ref('int_cancellation_lines') }}
+    where {{ only_changed('order_id', 'int_changed_facts') }}
 
 ),
 
@@ -15,6 +22,7 @@ matched as (
         sum(quantity) as quantity,
         sum(amount) as amount
     from {{ ref('int_cancellation_matches') }}
+    where cancellation_key in (select cancellation_key from lines)
     group by cancellation_key
 
 ),
@@ -22,6 +30,7 @@ matched as (
 targeted as (
 
     select * from {{ ref('int_cancellations_targeted') }}
+    where {{ only_changed('order_id', 'int_changed_facts') }}
 
 ),
 

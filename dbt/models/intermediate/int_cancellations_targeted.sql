@@ -3,10 +3,16 @@
 -- Requests eat up the order's amount in the order of their time; what goes beyond it is the excess. A document that finds nothing
 -- left is a repetition and has no effect at all.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'target_order_id', 'changes': 'int_changed_orders', 'key_of_changes': 'order_id'},
+    indexes=[{'columns': ['target_order_id']}, {'columns': ['order_id']}],
+) }}
+
 with requests as (
 
     select * from {{ ref('int_cancellation_lines') }}
-    where form <> 'unreferenced' and not is_held
+    where form <> 'unreferenced' and not is_held and {{ only_changed('target_order_id', 'int_changed_orders', 'order_id') }}
 
 ),
 
@@ -16,6 +22,7 @@ orders as (
         order_id,
         sale_amount
     from {{ ref('int_order_totals') }}
+    where {{ only_changed('order_id', 'int_changed_orders') }}
 
 ),
 

@@ -1,5 +1,11 @@
 -- Grain: one row per order of which something was taken back.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_facts'},
+    indexes=[{'columns': ['order_id'], 'unique': true}],
+) }}
+
 with by_document as (
 
     select
@@ -9,7 +15,7 @@ with by_document as (
         count(distinct order_id || '/' || form) filter (where is_repeated) as repeated_cancellations,
         min(cancelled_at) as first_cancelled_at
     from {{ ref('int_cancellations') }}
-    where target_order_id is not null
+    where target_order_id is not null and {{ only_changed('target_order_id', 'int_changed_facts', 'order_id') }}
     group by target_order_id
 
 ),
@@ -23,6 +29,7 @@ by_match as (
         min(cancellations.cancelled_at) as first_cancelled_at
     from {{ ref('int_cancellation_matches') }} as matches
     inner join {{ ref('int_cancellations') }} as cancellations on matches.cancellation_key = cancellations.cancellation_key
+    where {{ only_changed('matches.order_id', 'int_changed_facts', 'order_id') }}
     group by matches.order_id
 
 ),
@@ -33,6 +40,7 @@ by_reference as (
         order_id,
         sum(quantity) as cancelled_quantity
     from {{ ref('int_sale_lines_taken_back') }}
+    where {{ only_changed('order_id', 'int_changed_facts') }}
     group by order_id
 
 ),

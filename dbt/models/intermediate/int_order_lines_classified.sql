@@ -1,8 +1,16 @@
 -- Grain: one row per line of an order's or document's current state.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_orders'},
+    post_hook="{{ index_if_built(\"(product_code, (line_class = 'sale') desc, line_at desc) where description is not null\") }}",
+    indexes=[{'columns': ['order_id']}, {'columns': ['customer_id', 'product_code']}, {'columns': ['product_code']}],
+) }}
+
 with orders as (
 
     select * from {{ ref('int_orders_current') }}
+    where {{ only_changed('order_id', 'int_changed_orders') }}
 
 ),
 

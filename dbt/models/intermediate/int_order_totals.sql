@@ -1,5 +1,11 @@
 -- Grain: one row per order or document: sums over its lines by class.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_orders'},
+    indexes=[{'columns': ['order_id'], 'unique': true}],
+) }}
+
 select
     order_id,
     count(order_line_key) as lines,
@@ -14,4 +20,5 @@ select
     max(line_at) as latest_line_at,
     max(source_line) as latest_source_line
 from {{ ref('int_order_lines_classified') }}
+where {{ only_changed('order_id', 'int_changed_orders') }}
 group by order_id

@@ -3,12 +3,19 @@
 -- Messages dated after the as-of date have no effect on an order that has earlier ones. Lines and header come from the highest
 -- message that does not take the order back; a later message of the same order that does cancels the whole of it.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_orders'},
+    indexes=[{'columns': ['order_id'], 'unique': true}, {'columns': ['customer_id']}, {'columns': ['business_date']}],
+) }}
+
 with messages as (
 
     select
         *,
         bool_or(is_within_as_of) over (partition by order_id) as has_message_within_as_of
     from {{ ref('stg_crm__orders') }}
+    where {{ only_changed('order_id', 'int_changed_orders') }}
 
 ),
 

@@ -1,8 +1,17 @@
 -- Grain: one row per customer with a profile, its state by the highest sequence, whatever arrived last.
 
+{{ config(
+    materialized='incremental',
+    unique_key='customer_id',
+    incremental_strategy='delete+insert',
+    indexes=[{'columns': ['customer_id'], 'unique': true}],
+) }}
+
 with newest as (
 
-    {{ current_state(ref('stg_crm__profiles'), 'customer_id') }}
+    {{ current_state(
+        ref('stg_crm__profiles'), 'customer_id', only_with_new_message('customer_id', ref('stg_crm__profiles'), 'profiles')
+    ) }}
 
 )
 

@@ -1,11 +1,18 @@
 -- Grain: one row per sale line of which cancellations that name its order took pieces.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_orders'},
+    indexes=[{'columns': ['order_id']}, {'columns': ['order_line_key'], 'unique': true}],
+) }}
+
 with sale_lines as (
 
     select * from {{ ref('int_order_lines_classified') }}
     where
         line_class = 'sale'
         and order_id in (select target_order_id from {{ ref('int_cancellations_targeted') }})
+        and {{ only_changed('order_id', 'int_changed_orders') }}
 
 ),
 

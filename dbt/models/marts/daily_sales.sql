@@ -3,10 +3,16 @@
 -- As booked, a cancellation counts on its own date. Restated, what was taken back from an order goes to the order's date, and a
 -- credit that finds no order stays on its own date.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'business_date', 'changes': 'int_changed_dates'},
+    indexes=[{'columns': ['business_date']}],
+) }}
+
 with orders as (
 
     select * from {{ ref('fct_orders') }}
-    where is_within_as_of
+    where is_within_as_of and {{ only_changed('business_date', 'int_changed_dates') }}
 
 ),
 
@@ -54,7 +60,7 @@ cancellation_movements as (
         count(*) filter (where is_held) as held_cancellation_lines,
         0 as foreign_currency_documents
     from {{ ref('int_cancellations') }}
-    where business_date <= {{ as_of() }}
+    where business_date <= {{ as_of() }} and {{ only_changed('business_date', 'int_changed_dates') }}
     group by business_date, customer_id is not null
 
 ),

@@ -1,8 +1,15 @@
 -- Grain: one row per customer seen in a profile, an order or an event, and one unknown member for guests.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'customer_id', 'changes': 'int_changed_customers'},
+    indexes=[{'columns': ['customer_key'], 'unique': true}, {'columns': ['customer_id']}],
+) }}
+
 with profiles as (
 
     select * from {{ ref('int_profiles_current') }}
+    where {{ only_changed('customer_id', 'int_changed_customers') }}
 
 ),
 
@@ -18,7 +25,9 @@ orders as (
         orders.order_id
     from {{ ref('int_orders_current') }} as orders
     left join {{ ref('int_order_totals') }} as totals on orders.order_id = totals.order_id
-    where orders.customer_id is not null
+    where
+        orders.customer_id is not null
+        and {{ only_changed('orders.customer_id', 'int_changed_customers', 'customer_id') }}
 
 ),
 
@@ -51,10 +60,9 @@ seen as (
         union all
         select
             customer_id,
-            min(occurred_at) as seen_at
-        from {{ ref('stg_crm__events') }}
-        where customer_id is not null
-        group by customer_id
+            first_seen_at as seen_at
+        from {{ ref('int_event_customers') }}
+        where {{ only_changed('customer_id', 'int_changed_customers') }}
     ) as sightings
     group by customer_id
 
@@ -102,6 +110,7 @@ with_unknown as (
         null as first_seen_at,
         false as is_inferred,
         true as is_unknown
+    where {{ everything_is_built() }}
 
 )
 

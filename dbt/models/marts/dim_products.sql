@@ -1,20 +1,53 @@
 -- Grain: one row per product code seen in the catalogue, an order line or an event, and one unknown member.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'product_code', 'changes': 'int_changed_products'},
+    indexes=[{'columns': ['product_key'], 'unique': true}, {'columns': ['product_code']}],
+) }}
+
 with products as (
 
     select * from {{ ref('int_products_current') }}
+    where {{ only_changed('product_code', 'int_changed_products') }}
+
+),
+
+-- One look into an index for each code that may have changed, not all lines of these codes.
+ordered as (
+
+    {% if execute and changes_only() %}
+        select changed.product_code
+        from {{ ref('int_changed_products') }} as changed
+        where exists (
+            select 1
+            from {{ ref('int_order_lines_classified') }} as lines
+            where lines.product_code = changed.product_code
+        )
+    {% else %}
+        select distinct product_code from {{ ref('int_order_lines_classified') }}
+    {% endif %}
 
 ),
 
 described as (
 
-    select distinct on (product_code)
-        product_code,
-        description
-    from {{ ref('int_order_lines_classified') }}
-    where description is not null
-    order by
-        product_code asc, (line_class = 'sale') desc, line_at desc, source_line desc nulls last, order_id desc, line_number desc
+    select
+        ordered.product_code,
+        latest.description
+    from ordered
+    cross join lateral (
+        select lines.description
+        from {{ ref('int_order_lines_classified') }} as lines
+        where lines.product_code = ordered.product_code and lines.description is not null
+        order by
+            (lines.line_class = 'sale') desc,
+            lines.line_at desc,
+            lines.source_line desc nulls last,
+            lines.order_id desc,
+            lines.line_number desc
+        limit 1
+    ) as latest
 
 ),
 
@@ -22,10 +55,10 @@ seen as (
 
     select product_code from products
     union distinct
-    select product_code from {{ ref('int_order_lines_classified') }}
+    select product_code from ordered
     union distinct
-    select product_code from {{ ref('stg_crm__events') }}
-    where product_code is not null
+    select product_code from {{ ref('int_event_products') }}
+    where {{ only_changed('product_code', 'int_changed_products') }}
 
 ),
 
@@ -65,6 +98,7 @@ with_unknown as (
         null as updated_at,
         false as is_inferred,
         true as is_unknown
+    where {{ everything_is_built() }}
 
 )
 

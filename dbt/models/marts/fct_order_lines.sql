@@ -1,8 +1,15 @@
 -- Grain: one row per line of an order's or document's current state; of a replayed file, one row per row of the file.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_facts'},
+    indexes=[{'columns': ['order_id']}, {'columns': ['business_date']}],
+) }}
+
 with lines as (
 
     select * from {{ ref('int_order_lines_classified') }}
+    where {{ only_changed('order_id', 'int_changed_facts') }}
 
 ),
 
@@ -12,6 +19,7 @@ matched as (
         order_line_key,
         sum(quantity) as quantity
     from {{ ref('int_cancellation_matches') }}
+    where {{ only_changed('order_id', 'int_changed_facts') }}
     group by order_line_key
 
 ),
@@ -19,12 +27,14 @@ matched as (
 taken as (
 
     select * from {{ ref('int_sale_lines_taken_back') }}
+    where {{ only_changed('order_id', 'int_changed_facts') }}
 
 ),
 
 cancellations as (
 
     select * from {{ ref('int_cancellations') }}
+    where {{ only_changed('order_id', 'int_changed_facts') }}
 
 )
 

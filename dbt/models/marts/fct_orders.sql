@@ -1,20 +1,29 @@
 -- Grain: one row per order or document (cancellation, adjustment), its current state.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'order_id', 'changes': 'int_changed_facts'},
+    indexes=[{'columns': ['order_id'], 'unique': true}, {'columns': ['business_date']}, {'columns': ['customer_key']}],
+) }}
+
 with orders as (
 
     select * from {{ ref('int_orders_current') }}
+    where {{ only_changed('order_id', 'int_changed_facts') }}
 
 ),
 
 totals as (
 
     select * from {{ ref('int_order_totals') }}
+    where {{ only_changed('order_id', 'int_changed_facts') }}
 
 ),
 
 cancelled as (
 
     select * from {{ ref('int_cancelled_orders') }}
+    where {{ only_changed('order_id', 'int_changed_facts') }}
 
 )
 

@@ -1,0 +1,44 @@
+-- Grain: one row per pile (customer, product, unit price) in which cancellations may find other sales than at the last refresh.
+--
+-- Piles of all lines that a changed order has or had, where something takes from the pile or did.
+
+with messages as (
+
+    select
+        event_id,
+        customer_id
+    from {{ ref('stg_crm__orders') }}
+    where customer_id is not null and order_id in (select order_id from {{ ref('int_changed_orders') }})
+
+),
+
+touched as (
+
+    select
+        messages.customer_id,
+        lines.product_code,
+        lines.unit_price,
+        bool_or(lines.quantity < 0) as has_taken_back
+    from messages
+    inner join {{ ref('stg_crm__order_lines') }} as lines on messages.event_id = lines.event_id
+    group by messages.customer_id, lines.product_code, lines.unit_price
+
+)
+
+select
+    {{ pile_key('touched') }} as pile_key,
+    touched.customer_id,
+    touched.product_code,
+    touched.unit_price
+from touched
+where
+    touched.has_taken_back
+    or exists (
+        select 1
+        from {{ ref('int_cancellation_lines') }} as credits
+        where
+            credits.form = 'unreferenced'
+            and credits.customer_id = touched.customer_id
+            and credits.product_code = touched.product_code
+            and credits.unit_price = touched.unit_price
+    )

@@ -1,0 +1,215 @@
+"""`make bench-marts`: what a refresh costs when the history grows, and what scoring costs when the customers do.
+
+For each length of history a data set of its own: everything is built once, then batches of new lines follow, each refreshed the way the
+platform does. The refresh of facts, sessions and daily models must cost the same at every length. Customers are scored from one row each;
+that is timed apart, at two numbers of customers. Runs on PostgreSQL and dbt of this machine, without Kafka's or Spark's part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from crm_assets.warehouse.manifest import MANIFEST, PROJECT
+from crm_assets.warehouse.recorded_refresh import recorded_refresh
+from crm_resources import warehouse
+from crm_resources.report import Verdict, write_report
+from crm_resources.settings import Settings, load_settings
+from tests.benchmarks.marts_history import (
+    LINES_PER_ORDER,
+    Shop,
+    as_of,
+    expected_daily_sales,
+    found_daily_sales,
+    write_members,
+    write_orders,
+)
+from tests.own_stack import own_stack
+
+CONSOLE = Console()
+BATCHES = 3
+MAY_DIFFER = 0.2
+"""How far the slowest refresh may lie above the fastest one, as a share."""
+
+SCORING = {
+    "rfm_scores",
+    "rfm_segments",
+    "int_rfm_scores",
+    "int_rfm_measures",
+    "rfm_segment_history",
+    "rfm_segment_changes",
+    "rfm_segment_migration",
+    "churn_risk",
+    "customer_value",
+}
+"""Models that score customers; those that the project has are timed apart from facts, sessions and daily models."""
+
+ACTIVITY = "int_customer_activity"
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One run of dbt: seconds of its models from the first to the last, and by model."""
+
+    seconds: float
+    by_model: Mapping[str, float]
+
+
+def main(
+    sizes: Annotated[str, typer.Option(help="Lines of history, with commas.")] = "1000000,5000000,20000000",
+    batch: Annotated[int, typer.Option(help="New lines of a batch.")] = 10_000,
+    customers: Annotated[str, typer.Option(help="Customers: of the shop whose history grows, and of the larger one that is scored.")] = (
+        "50000,500000"
+    ),
+) -> None:
+    """Measure refreshes and scoring; exit code 1 when a refresh costs more with a longer history, or a result is wrong."""
+    started = datetime.now(UTC)
+    lengths = [int(size) for size in sizes.split(",")]
+    counts = [int(count) for count in customers.split(",")]
+    figures: dict[str, float] = {"batch_lines": batch, "customers": counts[0]}
+    wrong: list[str] = []
+    with own_stack("bench-marts") as environ:
+        settings = load_settings(environ)
+        table = Table("lines", "full build s", "refresh s", "of all models s", "daily sales", title="bench-marts", title_justify="left")
+        for lines in lengths:
+            found = _history(settings, lines, batch, counts[0])
+            figures |= {f"{name}_at_{lines}_lines": value for name, value in found.items()}
+            equal = not found["wrong_days"]
+            wrong += [] if equal else [f"daily sales at {lines:,} lines"]
+            row = (found["full_build_seconds"], found["refresh_seconds"], found["refresh_all_models_seconds"])
+            table.add_row(f"{lines:,}", *(f"{value:.1f}" for value in row), "equal" if equal else "WRONG")
+        refreshes = [figures[f"refresh_seconds_at_{lines}_lines"] for lines in lengths]
+        figures["slowest_over_fastest_ratio"] = round(max(refreshes) / min(refreshes), 3)
+        scoring = Table("customers", "scoring s", "rows of one aggregate each", title_justify="left")
+        for count in counts if _scored() else []:
+            seconds, rows = _scoring(settings, count)
+            figures |= {f"scoring_seconds_at_{count}_customers": seconds, f"scored_at_{count}_customers": rows}
+            scoring.add_row(f"{count:,}", f"{seconds:.1f}", f"{rows:,}")
+    CONSOLE.print(table)
+    CONSOLE.print(scoring)
+    if figures["slowest_over_fastest_ratio"] > 1 + MAY_DIFFER:
+        wrong.append(f"the slowest refresh takes {figures['slowest_over_fastest_ratio']:.2f} times the fastest")
+    for message in wrong:
+        CONSOLE.print(f"[red]broken:[/red] {message}")
+    write_report(load_settings().reports_dir, "bench-marts", Verdict.FAIL if wrong else Verdict.PASS, figures, started=started)
+    raise typer.Exit(1 if wrong else 0)
+
+
+def _history(settings: Settings, lines: int, batch: int, customers: int) -> dict[str, float]:
+    """Figures of one length of history; its database is dropped at the end."""
+    shop = Shop(customers, orders_per_day=2_000)
+    before, per_batch = lines // LINES_PER_ORDER, batch // LINES_PER_ORDER
+    last = as_of(shop, before + BATCHES * per_batch).date()
+    place = settings.model_copy(update={"env": f"bench_{lines}", "as_of": last})
+    warehouse.prepare(place)
+    try:
+        clock = time.monotonic()
+        write_members(place, shop)
+        write_orders(place, shop, 0, before)
+        _analyze(place)
+        written = time.monotonic() - clock
+        CONSOLE.print(f"{lines:,} lines written in {written:.0f} s")
+        full = _refresh(place)
+        CONSOLE.print(f"{lines:,} lines: everything built in {full.seconds:.0f} s")
+        refreshes = []
+        for number in range(BATCHES):
+            write_orders(place, shop, before + number * per_batch, per_batch)
+            refreshes.append(_refresh(place))
+            slowest = sorted(refreshes[-1].by_model.items(), key=lambda item: -item[1])[:4]
+            CONSOLE.print(f"{lines:,} lines: refreshed in {refreshes[-1].seconds:.1f} s; {', '.join(f'{n} {s:.1f}' for n, s in slowest)}")
+        expected, found = expected_daily_sales(place), found_daily_sales(place)
+        wrong = abs(expected.height - found.height) + expected.join(found, on=expected.columns, how="anti").height
+    finally:
+        _drop(place)
+    scored = _scored()
+    timed = [r.seconds for r in refreshes]
+    facts = [sum(s for name, s in r.by_model.items() if name not in scored) for r in refreshes]
+    return {
+        "write_seconds": round(written, 1),
+        "full_build_seconds": round(full.seconds, 2),
+        "refresh_all_models_seconds": round(statistics.median(timed), 2),
+        "refresh_seconds": round(statistics.median(facts), 2),
+        "wrong_days": wrong,
+    }
+
+
+def _scoring(settings: Settings, customers: int) -> tuple[float, int]:
+    """Seconds to score that many customers from their aggregates, and how many were scored."""
+    shop = Shop(customers, orders_per_day=customers // 125)
+    orders = customers * 2
+    place = settings.model_copy(update={"env": f"bench_of_{customers}", "as_of": as_of(shop, orders).date()})
+    warehouse.prepare(place)
+    try:
+        write_members(place, shop)
+        write_orders(place, shop, 0, orders)
+        _analyze(place)
+        _refresh(place)
+        timed = [_dbt(place, None, "run", "--select", *sorted(_scored())).seconds for _ in range(BATCHES)]
+        return round(statistics.median(timed), 2), warehouse.count_rows(place, "intermediate", ACTIVITY)
+    finally:
+        _drop(place)
+
+
+def _scored() -> set[str]:
+    """Scoring models of the project that start from one aggregate row per customer.
+
+    Raises:
+        SystemExit: one of them reads order lines on another way than through that row.
+    """
+    manifest: dict[str, Any] = json.loads(MANIFEST.read_text())
+    names = {uid: node["name"] for uid, node in manifest["nodes"].items()}
+    if ACTIVITY not in names.values():
+        return set()
+    found = {uid for uid, name in names.items() if name in SCORING}
+    for uid in found:
+        parents = {names.get(parent, parent) for parent in manifest["nodes"][uid]["depends_on"]["nodes"]}
+        if parents & {"fct_order_lines", "int_order_lines_classified", "stg_crm__order_lines"}:
+            raise SystemExit(f"{names[uid]} reads order lines; it is to read {ACTIVITY} alone")
+    return {names[uid] for uid in found}
+
+
+def _refresh(settings: Settings) -> Invocation:
+    """Refresh the marts as the platform does, without the tests."""
+    with recorded_refresh(settings, whole=True, warn=CONSOLE.print) as planned:
+        return _dbt(planned.settings, planned.scope.since, "build", "--exclude-resource-type", "test", "unit_test")
+
+
+def _dbt(settings: Settings, since: Mapping[str, datetime] | None, *arguments: str) -> Invocation:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DBT_"))}
+    environment = inherited | dict(warehouse.dbt_environment(settings, since))
+    places = ["--project-dir", os.fspath(PROJECT), "--profiles-dir", os.fspath(PROJECT)]
+    command: Sequence[str] = [os.fspath(Path(sys.executable).with_name("dbt")), *arguments, *places, "--no-version-check"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout[-4000:] + done.stderr[-2000:])
+    results: dict[str, Any] = json.loads((Path(environment["DBT_TARGET_PATH"]) / "run_results.json").read_text())
+    return Invocation(results["elapsed_time"], {r["unique_id"].split(".")[2]: r["execution_time"] for r in results["results"]})
+
+
+def _analyze(settings: Settings) -> None:
+    with warehouse.connect(settings, autocommit=True) as connection, closing(connection.cursor()) as cursor:
+        for table in ("orders", "order_lines", "events", "profiles", "products"):
+            cursor.execute(f"vacuum (analyze) raw.{table}")
+
+
+def _drop(settings: Settings) -> None:
+    with warehouse.connect_to_server(settings) as connection, closing(connection.cursor()) as cursor:
+        cursor.execute(f"drop database {warehouse.quoted(settings.database)} with (force)")
+
+
+if __name__ == "__main__":
+    typer.run(main)
