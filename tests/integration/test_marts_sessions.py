@@ -7,14 +7,13 @@ from random import Random
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import pytest
-
-from crm_resources import warehouse
+from crm_assets.warehouse.load import load_all
+from crm_resources import change_marks, warehouse
 from crm_resources.settings import Settings
 from deploy.local.stack import Stack
 from tests.oracle import sessions as oracle
 from tests.oracle.lake_writer import append, event
-from tests.oracle.refresh import WITHOUT_TESTS, data_set, refresh, run_dbt
+from tests.oracle.refresh import WITHOUT_TESTS, data_set, run_dbt
 
 ZONE = "Europe/London"
 AS_OF = date(2026, 3, 29)
@@ -77,37 +76,53 @@ def fingerprint(settings: Settings) -> dict[str, object]:
     return {t: warehouse.fetch_rows(settings, sql.format(t))[0][0] for t in ("fct_events", "fct_sessions", "conversion_daily")}
 
 
-@pytest.fixture(scope="module")
-def events() -> list[dict[str, Any]]:
-    return visits(seed=1)
+def marks(settings: Settings) -> dict[str, datetime] | None:
+    """Newest load that the marts show, to go on from; `None` before the first."""
+    warehouse.prepare(settings)
+    return dict(change_marks.current_marks(settings, as_of=AS_OF, models="").loaded_at) or None
 
 
-def test_late_events_end_in_the_same_marts_as_a_full_refresh(stack_services: Stack, events: list[dict[str, Any]]):
+def arrive(settings: Settings, batch: list[dict[str, Any]], since: dict[str, datetime] | None, *models: str) -> None:
+    """Load a batch and build what is newer than the marks."""
+    append(settings, batch)
+    load_all(settings)
+    run_dbt(settings, *WITHOUT_TESTS, *(models or MODELS), changed_since=since)
+
+
+def test_late_events_end_in_the_same_marts_as_a_full_refresh(stack_services: Stack):
     settings = data_set(stack_services.settings, "marts_sessions", as_of=AS_OF, timezone=ZONE)
-    assert len(known(events)) < len(events)
+    events = visits(seed=1)
+    assert 0 < len(known(events)) < len(events)
     arrived: list[dict[str, Any]] = []
-    for batch in (events[0::4], events[1::4], events[2::4], events[3::4]):
-        append(settings, batch)
+    for batch in (events[0::5], events[1::5], events[2::5]):
+        arrive(settings, batch, marks(settings))
         arrived += batch
-        refresh(settings, *WITHOUT_TESTS, *MODELS)
         assert_marts_are_right(settings, arrived)
+    # A refresh that ended after the events is made good by the next one, which starts from the same marks.
+    since = marks(settings)
+    arrive(settings, events[3::5], since, "--select", "+fct_events")
+    arrive(settings, events[4::5], since)
+    assert_marts_are_right(settings, events)
+
     before = fingerprint(settings)
-    run_dbt(settings, *WITHOUT_TESTS, *MODELS, "--full-refresh")
+    run_dbt(settings, *WITHOUT_TESTS, *MODELS)
     assert fingerprint(settings) == before
-    run_dbt(settings, "test", "--select", "fct_events", "fct_sessions", "conversion_daily")
+    run_dbt(settings, "test", "--select", "fct_sessions", "conversion_daily", "--indirect-selection", "buildable")
 
 
-def test_an_event_between_two_sessions_makes_them_one(stack_services: Stack):
+def test_a_late_event_between_two_sessions_makes_them_one_and_leaves_the_others_alone(stack_services: Stack):
     settings = data_set(stack_services.settings, "marts_sessions_bridge", as_of=AS_OF, timezone=ZONE)
     noon = datetime(2026, 3, 29, 12, tzinfo=UTC)
-    apart = [event("v", noon), event("v", noon + timedelta(minutes=50)), event("w", noon)]
-    append(settings, apart)
-    refresh(settings, *WITHOUT_TESTS, *MODELS)
+    apart = [event("v", noon + timedelta(minutes=minutes)) for minutes in (-60, 0, 50, 120)] + [event("w", noon)]
+    arrive(settings, apart, None)
     assert_marts_are_right(settings, apart)
-    assert warehouse.count_rows(settings, "marts", "fct_sessions") == 3
+    written = dict(warehouse.fetch_rows(settings, "select session_key, xmin::text from marts.fct_sessions"))
+    assert len(written) == 5
 
     bridge = event("v", noon + timedelta(minutes=25), event_type="purchase")
-    append(settings, [bridge])
-    refresh(settings, *WITHOUT_TESTS, *MODELS)
+    arrive(settings, [bridge], marks(settings))
     assert_marts_are_right(settings, [*apart, bridge])
-    assert warehouse.count_rows(settings, "marts", "fct_sessions") == 2
+    now = dict(warehouse.fetch_rows(settings, "select session_key, xmin::text from marts.fct_sessions"))
+    joined, gone = apart[1]["event_id"], apart[2]["event_id"]
+    assert now.keys() == written.keys() - {gone}
+    assert {key for key in now if now[key] != written[key]} == {joined}

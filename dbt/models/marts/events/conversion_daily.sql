@@ -2,6 +2,12 @@
 --
 -- A session counts on the date of its first event, an event on its own: a purchase after midnight may be in both rows.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'business_date', 'changes': 'int_changed_events'},
+    indexes=[{'columns': ['business_date'], 'unique': true}],
+) }}
+
 with session_counts as (
 
     select
@@ -10,6 +16,7 @@ with session_counts as (
         count(session_key) filter (where has_view) as sessions_with_view,
         count(session_key) filter (where has_purchase) as sessions_with_purchase
     from {{ ref('fct_sessions') }}
+    where {{ only_changed('business_date', 'int_changed_events') }}
     group by business_date
 
 ),
@@ -22,7 +29,7 @@ event_counts as (
         count(event_id) filter (where event_type = 'view') as view_events,
         count(event_id) filter (where event_type = 'purchase') as purchase_events
     from {{ ref('fct_events') }}
-    where is_within_as_of
+    where is_within_as_of and {{ only_changed('business_date', 'int_changed_events') }}
     group by business_date
 
 ),

@@ -3,6 +3,16 @@
 -- A session ends when more than 30 minutes pass without an event of its visitor (exactly 30:00 stays); midnight cuts nothing. It is
 -- named after its first event by time and then id, so its key does not depend on when its events arrived.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'event_id', 'changes': 'int_changed_events'},
+    indexes=[
+        {'columns': ['event_id'], 'unique': true},
+        {'columns': ['session_key']},
+        {'columns': ['business_date']},
+    ],
+) }}
+
 with events as (
 
     select
@@ -22,6 +32,7 @@ with events as (
         ingested_at,
         loaded_at
     from {{ ref('stg_crm__events') }}
+    where {{ only_changed('event_id', 'int_changed_events') }}
 
 ),
 
@@ -30,7 +41,7 @@ marked as (
 
     select
         *,
-        coalesce(occurred_at - lag(occurred_at) over visits > interval '30 minutes', true) as begins_session
+        {{ begins_session('visits') }} as begins_session
     from events
     window visits as (partition by visitor_id, is_within_as_of order by occurred_at, event_id)
 

@@ -1,9 +1,15 @@
 -- Grain: one row per session of a visitor, dated by its first event; events up to the as-of date.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'session_key', 'changes': 'int_changed_events', 'key_of_changes': 'event_id'},
+    indexes=[{'columns': ['session_key'], 'unique': true}, {'columns': ['business_date']}],
+) }}
+
 with events as (
 
     select * from {{ ref('fct_events') }}
-    where is_within_as_of
+    where is_within_as_of and {{ only_changed('session_key', 'int_changed_events', 'event_id') }}
 
 ),
 
