@@ -1,13 +1,24 @@
 {# The sums that every sales mart shows, from `int_sales_movements`. Cancelled amounts are negative, so net is a sum. #}
 
+{% macro sales_measures() -%}
+    {{- return(["sale_quantity", "gross_amount", "cancelled_amount_booked", "cancelled_amount_restated", "adjustment_amount", "other_amount"]) -}}
+{%- endmacro %}
+
 {# Columns of a CTE that groups the movements. #}
-{% macro sales_sums() -%}
-    sum(quantity) as sale_quantity,
+{% macro sums_of_movements() -%}
+    cast(sum(quantity) as bigint) as sale_quantity,
     coalesce(sum(amount) filter (where kind = 'sale'), 0) as gross_amount,
     coalesce(sum(amount) filter (where kind = 'cancelled as booked'), 0) as cancelled_amount_booked,
     coalesce(sum(amount) filter (where kind = 'cancelled as restated'), 0) as cancelled_amount_restated,
     coalesce(sum(amount) filter (where kind = 'adjustment'), 0) as adjustment_amount,
     coalesce(sum(amount) filter (where kind = 'other'), 0) as other_amount
+{%- endmacro %}
+
+{# Columns of a CTE that groups such sums further. #}
+{% macro sums_of_sums() -%}
+    {%- for measure in sales_measures() -%}
+        sum({{ measure }}) as {{ measure }}{{ ', ' if not loop.last }}
+    {%- endfor -%}
 {%- endmacro %}
 
 {# Columns of the mart, from the columns of such a CTE. #}
@@ -29,14 +40,4 @@
 {% macro average_order_values() -%}
     cast(gross_amount / nullif(orders_booked, 0) as numeric(18, 4)) as average_order_value_booked,
     cast((gross_amount + cancelled_amount_restated) / nullif(orders_restated, 0) as numeric(18, 4)) as average_order_value_restated
-{%- endmacro %}
-
-{# What kind of customer somebody is in the period (`periods.period`) of a date, given the row of `customers` that was joined. #}
-{% macro customer_type(customer_id, business_date) -%}
-    case
-        when {{ customer_id }} is null then 'guest'
-        when date_trunc(periods.period, {{ business_date }}) > date_trunc(periods.period, customers.first_purchase_date) then 'returning'
-        when date_trunc(periods.period, {{ business_date }}) = date_trunc(periods.period, customers.first_purchase_date) then 'new'
-        else 'no purchase yet'
-    end
 {%- endmacro %}

@@ -73,7 +73,7 @@ def by_channel(lines: pl.DataFrame) -> pl.DataFrame:
 def by_category(lines: pl.DataFrame) -> pl.DataFrame:
     """daily_sales_by_category."""
     keys = ["business_date", "category", "is_merchandise"]
-    return _summed(lines, keys).join(_orders(lines, keys).drop("orders_restated"), on=keys, how="left").with_columns(pl.col("orders_booked").fill_null(0))
+    return _summed(lines, keys)
 
 
 def by_customer_type(lines: pl.DataFrame, period: str) -> pl.DataFrame:
@@ -128,10 +128,7 @@ def product_performance(lines: pl.DataFrame) -> pl.DataFrame:
         product_key=member("product_code").first(),
         is_merchandise=pl.col("is_merchandise").first(),
         sale_quantity=pl.col("sale_quantity").sum(),
-        cancelled_quantity=pl.col("cancelled_quantity").sum(),
         orders_booked=pl.col("invoice").filter(sale).n_unique().cast(pl.Int64),
-        orders_restated=pl.col("invoice").filter(sale & (pl.col("cancelled_quantity") < pl.col("quantity"))).n_unique().cast(pl.Int64),
-        customers=pl.col("customer").filter(sale).drop_nulls().n_unique().cast(pl.Int64),
         gross_amount=pl.col("gross_amount").sum().cast(MONEY),
         cancelled_amount=credit.sum().cast(MONEY),
         unmatched_amount=found_none.sum().cast(MONEY),

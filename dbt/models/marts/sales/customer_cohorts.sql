@@ -6,7 +6,6 @@ with customers as (
 
     select
         customer_key,
-        customer_id,
         cast(date_trunc('month', first_purchase_date) as date) as cohort_month
     from {{ ref('int_customer_activity') }}
 
@@ -34,32 +33,22 @@ months as (
 
 ),
 
-purchases as (
-
-    select
-        customers.cohort_month,
-        cast(date_trunc('month', orders.business_date) as date) as activity_month,
-        count(orders.order_id) as orders_booked,
-        count(orders.order_id) filter (where not orders.is_wholly_cancelled) as orders_restated,
-        count(distinct customers.customer_key) as active_customers_booked,
-        count(distinct customers.customer_key) filter (where not orders.is_wholly_cancelled) as active_customers_restated
-    from {{ ref('fct_orders') }} as orders
-    inner join customers on orders.customer_key = customers.customer_key
-    where orders.is_within_as_of and orders.is_base_currency and orders.sale_lines > 0
-    group by customers.cohort_month, date_trunc('month', orders.business_date)
-
-),
-
--- A credit dated before the first purchase belongs to no month of the cohort.
+-- A credit dated in a month before the first purchase belongs to no month of the cohort.
 sums as (
 
     select
         customers.cohort_month,
-        cast(date_trunc('month', movements.business_date) as date) as activity_month,
-        {{ sales_sums() }}
-    from {{ ref('int_sales_movements') }} as movements
-    inner join customers on movements.customer_id = customers.customer_id
-    group by customers.cohort_month, date_trunc('month', movements.business_date)
+        cast(date_trunc('month', days.business_date) as date) as activity_month,
+        count(distinct days.customer_key) filter (where days.orders_booked > 0) as active_customers_booked,
+        count(distinct days.customer_key) filter (where days.orders_restated > 0) as active_customers_restated,
+        sum(days.orders_booked) as orders_booked,
+        sum(days.orders_restated) as orders_restated,
+        sum(days.gross_amount) as gross_amount,
+        sum(days.cancelled_amount_booked) as cancelled_amount_booked,
+        sum(days.cancelled_amount_restated) as cancelled_amount_restated
+    from {{ ref('int_daily_customer_sales') }} as days
+    inner join customers on days.customer_key = customers.customer_key
+    group by customers.cohort_month, date_trunc('month', days.business_date)
 
 ),
 
@@ -70,15 +59,14 @@ joined as (
         months.activity_month,
         months.month_number,
         months.customers,
-        coalesce(purchases.active_customers_booked, 0) as active_customers_booked,
-        coalesce(purchases.active_customers_restated, 0) as active_customers_restated,
-        coalesce(purchases.orders_booked, 0) as orders_booked,
-        coalesce(purchases.orders_restated, 0) as orders_restated,
+        coalesce(sums.active_customers_booked, 0) as active_customers_booked,
+        coalesce(sums.active_customers_restated, 0) as active_customers_restated,
+        coalesce(sums.orders_booked, 0) as orders_booked,
+        coalesce(sums.orders_restated, 0) as orders_restated,
         coalesce(sums.gross_amount, 0) as gross_amount,
         coalesce(sums.cancelled_amount_booked, 0) as cancelled_amount_booked,
         coalesce(sums.cancelled_amount_restated, 0) as cancelled_amount_restated
     from months
-    left join purchases on months.cohort_month = purchases.cohort_month and months.activity_month = purchases.activity_month
     left join sums on months.cohort_month = sums.cohort_month and months.activity_month = sums.activity_month
 
 )

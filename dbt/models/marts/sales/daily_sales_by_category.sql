@@ -2,15 +2,15 @@
 --
 -- The category is the one the shop files the product under now; a product without one counts as `unknown`.
 
-with movements as (
+with days as (
 
     select
-        movements.*,
+        days.*,
         coalesce(products.category, 'unknown') as category,
         others.product_code is null as is_merchandise
-    from {{ ref('int_sales_movements') }} as movements
-    left join {{ ref('int_products_current') }} as products on movements.product_code = products.product_code
-    left join {{ ref('non_merchandise_products') }} as others on movements.product_code = others.product_code
+    from {{ ref('int_daily_product_sales') }} as days
+    left join {{ ref('int_products_current') }} as products on days.product_code = products.product_code
+    left join {{ ref('non_merchandise_products') }} as others on days.product_code = others.product_code
 
 ),
 
@@ -20,9 +20,8 @@ sums as (
         business_date,
         category,
         is_merchandise,
-        count(distinct order_id) filter (where kind = 'sale') as orders_booked,
-        {{ sales_sums() }}
-    from movements
+        {{ sums_of_sums() }}
+    from days
     group by business_date, category, is_merchandise
 
 )
@@ -32,6 +31,5 @@ select
     business_date,
     category,
     is_merchandise,
-    cast(orders_booked as integer) as orders_booked,
     {{ sales_columns() }}
 from sums

@@ -2,13 +2,26 @@
 --
 -- What is taken back counts under the channel of its own document as booked, and under that of the order as restated.
 
-with sums as (
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'business_date', 'changes': 'int_changed_dates'},
+    indexes=[{'columns': ['business_date']}],
+) }}
+
+with movements as (
+
+    select * from {{ ref('int_sales_movements') }}
+    where {{ only_changed_by_index('business_date', 'int_changed_dates') }}
+
+),
+
+sums as (
 
     select
         business_date,
         channel,
-        {{ sales_sums() }}
-    from {{ ref('int_sales_movements') }}
+        {{ sums_of_movements() }}
+    from movements
     group by business_date, channel
 
 ),
@@ -21,7 +34,11 @@ orders as (
         count(order_id) as orders_booked,
         count(order_id) filter (where not is_wholly_cancelled) as orders_restated
     from {{ ref('fct_orders') }}
-    where is_within_as_of and is_base_currency and sale_lines > 0
+    where
+        is_within_as_of
+        and is_base_currency
+        and sale_lines > 0
+        and {{ only_changed('business_date', 'int_changed_dates') }}
     group by business_date, channel
 
 ),

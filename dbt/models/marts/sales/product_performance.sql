@@ -1,6 +1,6 @@
 -- Grain: one row per product ever seen, sold or not; sales up to the as-of date in the base currency.
 --
--- Over all days a cancellation counts once, so booked and restated amounts of a product are the same; they differ in orders and pieces.
+-- Over all days a cancellation counts once, so booked and restated amounts of a product are the same.
 
 with products as (
 
@@ -12,26 +12,22 @@ with products as (
 sales as (
 
     select
-        product_key,
-        sum(quantity) as sale_quantity,
-        sum(cancelled_quantity) as cancelled_quantity,
-        count(distinct order_id) as orders_booked,
-        count(distinct order_id) filter (where cancelled_quantity < quantity) as orders_restated,
-        count(distinct customer_key) filter (where customer_key <> 'unknown') as customers,
-        sum(amount) as gross_amount,
-        min(business_date) as first_sold_date,
-        max(business_date) as last_sold_date
-    from {{ ref('fct_order_lines') }}
-    where line_class = 'sale' and is_within_as_of and is_base_currency
-    group by product_key
+        product_code,
+        sum(sale_quantity) as sale_quantity,
+        sum(orders_booked) as orders_booked,
+        sum(gross_amount) as gross_amount,
+        sum(cancelled_amount_booked) as cancelled_amount,
+        min(business_date) filter (where orders_booked > 0) as first_sold_date,
+        max(business_date) filter (where orders_booked > 0) as last_sold_date
+    from {{ ref('int_daily_product_sales') }}
+    group by product_code
 
 ),
 
-cancellations as (
+credits as (
 
     select
         product_code,
-        sum(applied_amount + unmatched_amount) as amount,
         sum(unmatched_amount) as unmatched_amount
     from {{ ref('int_cancellations') }}
     group by product_code
@@ -47,18 +43,15 @@ measured as (
         products.category,
         others.product_code is null as is_merchandise,
         coalesce(sales.sale_quantity, 0) as sale_quantity,
-        coalesce(sales.cancelled_quantity, 0) as cancelled_quantity,
         coalesce(sales.orders_booked, 0) as orders_booked,
-        coalesce(sales.orders_restated, 0) as orders_restated,
-        coalesce(sales.customers, 0) as customers,
         coalesce(sales.gross_amount, 0) as gross_amount,
-        -coalesce(cancellations.amount, 0) as cancelled_amount,
-        -coalesce(cancellations.unmatched_amount, 0) as unmatched_amount,
+        coalesce(sales.cancelled_amount, 0) as cancelled_amount,
+        -coalesce(credits.unmatched_amount, 0) as unmatched_amount,
         sales.first_sold_date,
         sales.last_sold_date
     from products
-    left join sales on products.product_key = sales.product_key
-    left join cancellations on products.product_code = cancellations.product_code
+    left join sales on products.product_code = sales.product_code
+    left join credits on products.product_code = credits.product_code
     left join {{ ref('non_merchandise_products') }} as others on products.product_code = others.product_code
 
 )
@@ -70,10 +63,7 @@ select
     category,
     is_merchandise,
     cast(sale_quantity as bigint) as sale_quantity,
-    cast(cancelled_quantity as bigint) as cancelled_quantity,
     cast(orders_booked as integer) as orders_booked,
-    cast(orders_restated as integer) as orders_restated,
-    cast(customers as integer) as customers,
     cast({{ base_currency() }} as text) as currency,
     cast(gross_amount as numeric(18, 4)) as gross_amount,
     cast(cancelled_amount as numeric(18, 4)) as cancelled_amount,

@@ -9,24 +9,30 @@ with periods as (
 
 ),
 
-customers as (
+days as (
 
-    select * from {{ ref('int_customer_activity') }}
+    select
+        days.*,
+        periods.period,
+        cast(date_trunc(periods.period, days.business_date) as date) as period_start,
+        cast(date_trunc(periods.period, customers.first_purchase_date) as date) as first_period_start
+    from {{ ref('int_daily_customer_sales') }} as days
+    cross join periods
+    left join {{ ref('int_customer_activity') }} as customers on days.customer_key = customers.customer_key
 
 ),
 
-movements as (
+typed as (
 
     select
-        periods.period,
-        cast(date_trunc(periods.period, movements.business_date) as date) as period_start,
-        {{ customer_type('movements.customer_id', 'movements.business_date') }} as customer_type,
-        movements.kind,
-        movements.quantity,
-        movements.amount
-    from {{ ref('int_sales_movements') }} as movements
-    cross join periods
-    left join customers on movements.customer_id = customers.customer_id
+        *,
+        case
+            when not customer_known then 'guest'
+            when period_start > first_period_start then 'returning'
+            when period_start = first_period_start then 'new'
+            else 'no purchase yet'
+        end as customer_type
+    from days
 
 ),
 
@@ -36,54 +42,13 @@ sums as (
         period,
         period_start,
         customer_type,
-        {{ sales_sums() }}
-    from movements
+        count(distinct customer_key) filter (where customer_known and orders_booked > 0) as customers_booked,
+        count(distinct customer_key) filter (where customer_known and orders_restated > 0) as customers_restated,
+        sum(orders_booked) as orders_booked,
+        sum(orders_restated) as orders_restated,
+        {{ sums_of_sums() }}
+    from typed
     group by period, period_start, customer_type
-
-),
-
-purchases as (
-
-    select
-        periods.period,
-        cast(date_trunc(periods.period, orders.business_date) as date) as period_start,
-        {{ customer_type('customers.customer_id', 'orders.business_date') }} as customer_type,
-        orders.order_id,
-        orders.is_wholly_cancelled,
-        customers.customer_key
-    from {{ ref('fct_orders') }} as orders
-    cross join periods
-    left join customers on orders.customer_key = customers.customer_key
-    where orders.is_within_as_of and orders.is_base_currency and orders.sale_lines > 0
-
-),
-
-orders as (
-
-    select
-        period,
-        period_start,
-        customer_type,
-        count(order_id) as orders_booked,
-        count(order_id) filter (where not is_wholly_cancelled) as orders_restated,
-        count(distinct customer_key) as customers_booked,
-        count(distinct customer_key) filter (where not is_wholly_cancelled) as customers_restated
-    from purchases
-    group by period, period_start, customer_type
-
-),
-
-joined as (
-
-    select
-        sums.*,
-        coalesce(orders.orders_booked, 0) as orders_booked,
-        coalesce(orders.orders_restated, 0) as orders_restated,
-        coalesce(orders.customers_booked, 0) as customers_booked,
-        coalesce(orders.customers_restated, 0) as customers_restated
-    from sums
-    left join orders
-        on sums.period = orders.period and sums.period_start = orders.period_start and sums.customer_type = orders.customer_type
 
 )
 
@@ -98,4 +63,4 @@ select
     cast(orders_restated as integer) as orders_restated,
     {{ sales_columns() }},
     {{ average_order_values() }}
-from joined
+from sums
