@@ -55,9 +55,7 @@ def categories(lines: pl.DataFrame) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def entries(
-    lines: pl.DataFrame, matching: oracle.Matching, channels: dict[str, str], categories: dict[str, str]
-) -> pl.DataFrame:
+def entries(lines: pl.DataFrame, matching: oracle.Matching, channels: dict[str, str], categories: dict[str, str]) -> pl.DataFrame:
     return sales_oracle.entries(lines, matching, channels, categories)
 
 

@@ -123,7 +123,10 @@ def cohorts(lines: pl.DataFrame) -> pl.DataFrame:
 def product_performance(lines: pl.DataFrame) -> pl.DataFrame:
     """product_performance: a product code each."""
     sale = pl.col("line_class") == "sale"
-    credit, found_none = pl.col("cancelled_amount_booked"), pl.col("cancelled_amount_restated").filter(pl.col("line_class") == "cancellation")
+    credit, found_none = (
+        pl.col("cancelled_amount_booked"),
+        pl.col("cancelled_amount_restated").filter(pl.col("line_class") == "cancellation"),
+    )
     return lines.group_by("product_code").agg(
         product_key=member("product_code").first(),
         is_merchandise=pl.col("is_merchandise").first(),
