@@ -1,5 +1,5 @@
 -- Recomputed from the events: a gap of more than 30 minutes lies between two sessions of a visitor, and none within a session.
-{{ config(meta={"dagster": {"ref": {"name": "fct_sessions"}}}) }}
+{{ config(meta={"dagster": {"ref": {"name": "fct_sessions"}}}, tags=["nightly"]) }}
 
 with neighbours as (
 
