@@ -7,16 +7,16 @@ Not here: what the bytes mean (`transform`), or whether Kafka still holds what t
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crm_assets.streaming.batch_ledger import Batch, BatchLedger, BatchRange, Partition, captured_ends, ranges_of
+from crm_assets.streaming.checkpoint import ended_batches, first_offsets, reach
 from crm_assets.streaming.crash_points import CrashPoint
 from crm_assets.streaming.source_offsets import check_source, starting_offsets, topics
 from crm_assets.streaming.tables import BooksOpen, generation_of, ingest_checkpoint
@@ -220,23 +220,19 @@ def planned_ranges(checkpoint: Path, batch_id: int) -> Planned:
         checkpoint: folder of the ingest query's checkpoint.
         batch_id: the batch.
     """
-    ends = _offsets_in(checkpoint / "offsets" / str(batch_id))
-    before = _offsets_in(checkpoint / "offsets" / str(batch_id - 1)) or _offsets_in(checkpoint / "sources" / "0" / "0")
+    ends = _by_partition(reach(checkpoint, batch_id))
+    before = _by_partition(reach(checkpoint, batch_id - 1) or first_offsets(checkpoint))
     return {p: (before.get(p), end) for p, end in ends.items() if before.get(p) != end}
 
 
 def planned_ends(checkpoint: Path) -> dict[Partition, int]:
     """Where the last committed batch of a checkpoint ended, by partition; nothing comes of a checkpoint without one."""
-    done = [int(f.name) for f in (checkpoint / "commits").glob("*") if f.name.isdigit()]
-    return dict(_offsets_in(checkpoint / "offsets" / str(max(done)))) if done else {}
+    done = ended_batches(checkpoint)
+    return _by_partition(reach(checkpoint, done[-1])) if done else {}
 
 
-def _offsets_in(file: Path) -> Mapping[Partition, int]:
-    """Kafka offsets in a file of Spark's checkpoint, by partition; its last line holds them as JSON."""
-    if not file.exists():
-        return {}
-    found = json.loads(file.read_text(errors="replace").strip().splitlines()[-1].lstrip("\x00v1"))
-    return {(topic, int(p)): int(offset) for topic, partitions in found.items() for p, offset in partitions.items()}
+def _by_partition(offsets: Mapping[str, Any] | None) -> dict[Partition, int]:
+    return {(topic, int(p)): int(offset) for topic, partitions in (offsets or {}).items() for p, offset in partitions.items()}
 
 
 def _newest(commit: Commit) -> datetime | None:

@@ -7,13 +7,13 @@ read from its start against all the tables hold. Belongs here: finding both. Not
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from crm_assets.streaming.batch_ledger import RefinedBatch, refined_batches
+from crm_assets.streaming.checkpoint import reach
 from crm_assets.streaming.history import PlacedCoordinates, placed_coordinates
 from crm_assets.streaming.tables import Generation, Place, refined_tables
 from crm_resources.lake import DataFile, files_of, open_table, read_columns, read_commit, table_version
@@ -84,11 +84,8 @@ def source_version(checkpoint: Path, batch_id: int) -> int | None:
         checkpoint: folder of the query's checkpoint, in which Spark notes what a batch reads before it runs it.
         batch_id: the batch.
     """
-    file = checkpoint / "offsets" / str(batch_id)
-    if not file.exists():
-        return None
-    found = json.loads(file.read_text().strip().splitlines()[-1])
-    return None if found.get("isStartingVersion") else int(found["reservoirVersion"])
+    found = reach(checkpoint, batch_id)
+    return None if found is None or found.get("isStartingVersion") else int(found["reservoirVersion"])
 
 
 def _files_from(settings: Settings, path: str, batches: list[RefinedBatch], start: int, own: str) -> list[DataFile] | None:

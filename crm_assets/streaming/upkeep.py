@@ -13,7 +13,6 @@ Not here: when it happens (`crm_assets.lakehouse.upkeep`), or how a request reac
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -24,6 +23,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
+from crm_assets.streaming.checkpoint import begun_batches, ended_batches, reach
 from crm_assets.streaming.requests import Request, RequestKind
 from crm_assets.streaming.tables import live, refined_tables
 from crm_resources import warehouse
@@ -287,12 +287,11 @@ def _refine(settings: Settings) -> dict[str, tuple[Reader, ...]]:
 def refine_position(settings: Settings) -> int | None:
     """Last version of bronze that is refined for good, by the refine query's checkpoint; `None` before its first batch."""
     checkpoint = live(settings).checkpoint
-    planned = sorted((p for p in (checkpoint / "offsets").glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
-    if not planned:
-        return None
-    # The batch planned last may not be done: it is then run again from where the one before it ended.
-    done = planned[-1:] if (checkpoint / "commits" / planned[-1].name).exists() else planned[-2:]
-    return min(int(json.loads(p.read_text().splitlines()[-1])["reservoirVersion"]) for p in done) - 1
+    begun = begun_batches(checkpoint)
+    # The batch begun last may not be done: it is then run again from where the one before it ended.
+    done = begun[-1:] if begun[-1:] == ended_batches(checkpoint)[-1:] else begun[-2:]
+    reached = [found for batch in done if (found := reach(checkpoint, batch)) is not None]
+    return min(int(found["reservoirVersion"]) for found in reached) - 1 if reached else None
 
 
 Readers = Callable[[Settings], Mapping[str, Sequence[Reader]]]

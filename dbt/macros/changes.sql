@@ -73,13 +73,7 @@
     {%- set changed_key = model.config.meta.get('changed_key') -%}
     {%- if execute and changed_key and changes_only() -%}
         {%- set deletion = "delete from " ~ this ~ " where " ~ is_changed(model) -%}
-        {%- if model.schema == 'marts' -%}
-            {{ digest_spelling() }}
-            with gone as ({{ deletion }} returning {{ digested_columns() }})
-            {{ move_digest('-', 'gone') }}
-        {%- else -%}
-            {{ deletion }}
-        {%- endif -%}
+        {{- delete_and_digest(deletion) if model.schema == 'marts' else deletion -}}
     {%- elif execute and changed_key and is_incremental() -%}
         {{ exceptions.raise_compiler_error("no marks to go on from: " ~ this ~ " would hold rows twice; run dbt with --full-refresh") }}
     {%- endif -%}
@@ -110,7 +104,7 @@
 {# Post-hook: statistics of a table that was built anew. Without them the planner takes half a million lines for a handful; changed rows
    are left to autovacuum. #}
 {% macro analyze_if_built() -%}
-    {%- if execute and not changes_only() -%}
+    {%- if execute and not changes_only() and model.config.materialized != 'view' -%}
         analyze {{ this }}
     {%- endif -%}
 {%- endmacro %}

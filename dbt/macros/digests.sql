@@ -1,5 +1,5 @@
-{# Running digests of the marts that are built by changed keys: rows, and the sums over the halves of their md5 (the checksum that time travel
-   compares; `crm_assets.warehouse.mart_digests` says what it is). Reading twenty million rows for it would cost more than the refresh that
+{# Running digests of the marts that are built by changed keys: rows, and the sums over the halves of their md5 (the checksum that time
+   travel compares; `crm_assets.warehouse.mart_digests` says what it is). Reading twenty million rows for it would cost more than the refresh that
    changed a hundred of them, so what leaves is subtracted and what comes is added, in the transaction of the model. #}
 
 {# Times are spelled in the session's zone and style. #}
@@ -28,6 +28,13 @@
         low = kept.low {{ sign }} moved.low
     from ({{ digest_of(relation) }}) as moved
     where kept.mart = '{{ model.name }}'
+{%- endmacro %}
+
+{# A deletion from this mart that its digest follows. #}
+{% macro delete_and_digest(deletion) -%}
+    {{ digest_spelling() }}
+    with gone as ({{ deletion }} returning {{ digested_columns() }})
+    {{ move_digest('-', 'gone') }}
 {%- endmacro %}
 
 {# Post-hook of a mart: its digest after this build. #}

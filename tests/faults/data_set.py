@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from crm_assets.monitoring.audit import run_audit
 from crm_assets.monitoring.audit_result import AuditResult
+from crm_assets.streaming.checkpoint import begun_batches, ended_batches, reach
 from crm_assets.streaming.progress import QueryState
 from crm_assets.streaming.tables import ingest_checkpoint, live
 from crm_assets.warehouse.load import load_all
@@ -135,12 +136,13 @@ class DataSet:
 
     def _refined_to_the_end(self) -> bool:
         """Whether the refine query has committed a batch that reaches behind bronze's newest version."""
-        committed = newest_batch(self, "refine", "commits")
+        checkpoint = live(self.settings).checkpoint
+        ended = ended_batches(checkpoint)
         version = table_version(self.settings, BRONZE.path)
-        if committed is None or version is None:
+        if not ended or version is None:
             return False
-        offsets = live(self.settings).checkpoint / "offsets" / str(committed)
-        return int(json.loads(offsets.read_text().splitlines()[-1])["reservoirVersion"]) > version
+        reached = reach(checkpoint, ended[-1])
+        return reached is not None and int(reached["reservoirVersion"]) > version
 
     def bronze_version(self) -> int:
         """Newest version of bronze, -1 before there is one."""
@@ -222,20 +224,8 @@ class Traffic:
         self._output.close()
 
 
-def newest_batch(data: DataSet, query: str, part: str) -> int | None:
-    """Newest batch of a query in its checkpoint.
-
-    Args:
-        data: the data set.
-        query: `ingest` or `refine`.
-        part: `offsets` (begun) or `commits` (ended).
-    """
-    checkpoint = ingest_checkpoint(data.settings) if query == "ingest" else live(data.settings).checkpoint
-    numbers = [int(f.name) for f in (checkpoint / part).glob("*") if f.name.isdigit()]
-    return max(numbers, default=None)
-
-
 def batch_in_hand(data: DataSet, query: str) -> bool:
     """Whether a batch of a query is begun and not ended, by its checkpoint."""
-    begun, ended = newest_batch(data, query, "offsets"), newest_batch(data, query, "commits")
-    return begun is not None and begun != ended
+    checkpoint = ingest_checkpoint(data.settings) if query == "ingest" else live(data.settings).checkpoint
+    begun = begun_batches(checkpoint)
+    return bool(begun) and begun[-1:] != ended_batches(checkpoint)[-1:]

@@ -67,6 +67,19 @@ def test_only_what_was_added_since_the_bookmark_is_read(prepared: Settings):
     assert load_entity(prepared, ORDERS).rows_read == 0
 
 
+def test_rows_are_dated_after_all_before_even_when_the_clock_was_set_back(prepared: Settings):
+    append(prepared, some_orders(1))
+    load_entity(prepared, ORDERS)
+    with warehouse.connect(prepared, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("update raw.orders set loaded_at = loaded_at + interval '1 hour'")
+    append(prepared, some_orders(1))
+    load_entity(prepared, ORDERS)
+    dated = warehouse.fetch_rows(
+        prepared, "select count(distinct loaded_at), max(loaded_at) - min(loaded_at) < interval '1 s' from raw.orders"
+    )
+    assert dated == [(2, True)]
+
+
 def test_rows_that_are_there_already_are_skipped(prepared: Settings):
     batch = some_orders(3)
     append(prepared, batch)
