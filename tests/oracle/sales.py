@@ -98,7 +98,7 @@ def by_customer_type(lines: pl.DataFrame, period: str) -> pl.DataFrame:
 
 def cohorts(lines: pl.DataFrame) -> pl.DataFrame:
     """customer_cohorts: each cohort by each month since then."""
-    bought = lines.filter(pl.col("first_purchase").is_not_null()).with_columns(
+    bought = lines.filter(pl.col("customer").is_not_null() & pl.col("first_purchase").is_not_null()).with_columns(
         cohort_month=pl.col("first_purchase").dt.truncate("1mo"), activity_month=pl.col("business_date").dt.truncate("1mo")
     )
     sizes = bought.group_by("cohort_month").agg(customers=pl.col("customer").n_unique().cast(pl.Int64))
