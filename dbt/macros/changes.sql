@@ -104,7 +104,7 @@
 {# Post-hook: statistics of a table that was built anew. Without them the planner takes half a million lines for a handful; changed rows
    are left to autovacuum. #}
 {% macro analyze_if_built() -%}
-    {%- if execute and not changes_only() -%}
+    {%- if execute and not changes_only() and model.config.materialized != 'view' -%}
         analyze {{ this }}
     {%- endif -%}
 {%- endmacro %}

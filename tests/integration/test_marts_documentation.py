@@ -30,7 +30,9 @@ def test_documented_columns_and_types_are_those_in_the_database(empty: Settings)
 
 
 def test_an_empty_data_set_has_only_the_unknown_members(empty: Settings):
-    for table, expected in {"dim_customers": 1, "dim_products": 1, "fct_orders": 0, "daily_sales": 0, "rfm_segments": 0}.items():
+    expected_rows = {"dim_customers": 1, "dim_products": 1, "fct_orders": 0, "daily_sales": 0, "rfm_segments": 0, "customer_cohorts": 0}
+    expected_rows |= {"fct_events": 0, "fct_sessions": 0, "conversion_daily": 0, "product_performance": 0, "sales_by_customer_type": 0}
+    for table, expected in expected_rows.items():
         assert warehouse.count_rows(empty, "marts", table) == expected
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -14,7 +15,7 @@ from crm_resources import warehouse
 from crm_resources.settings import Settings
 from deploy.local.stack import Stack
 from tests.oracle.lake_writer import append, event, order, product, profile
-from tests.oracle.refresh import WITHOUT_TESTS, data_set, refresh
+from tests.oracle.refresh import WITHOUT_TESTS, data_set, refresh, run_dbt
 
 AS_OF = date(2026, 3, 31)
 
@@ -65,6 +66,9 @@ MESSAGES = [
     # No price, or bookkeeping.
     order("free", at(11), [("A", 1, "0")], customer_id="free"),
     order("debt", at(11), [("B", 1, "-3.00")], status="adjustment"),
+    # A negative price is kept and no sale; a cancellation of an order nobody knows is held.
+    order("minus", at(13), [("A", 1, "-2.00"), ("B", 1, "5.00")], customer_id="minus"),
+    order("held-1", at(13), [("A", -1, "8.00")], customer_id="held", status="cancelled", cancels_order_id="nowhere"),
     # Seen before its profile or product.
     event("visitor", at(12), customer_id="browser", product_id="seen-only"),
     profile("own", at(1), country="France", email="own@example.com", sequence=2),
@@ -192,6 +196,28 @@ def test_lines_without_price_and_bookkeeping_are_no_sales(score, built: Settings
     sql = "select sum(adjustment_amount), sum(orders_booked) from marts.daily_sales where business_date = '2026-03-11'"
     adjustment, orders = one(built, sql)
     assert (Decimal(adjustment), orders) == (-3, 0)
+
+
+def test_a_line_with_a_negative_price_is_kept_and_no_sale(score, built: Settings):
+    rows = warehouse.fetch_rows(built, "select line_class, amount from marts.fct_order_lines where order_id = 'minus' order by line_number")
+    assert [(kind, Decimal(amount)) for kind, amount in rows] == [("other", -2), ("sale", 5)]
+    assert score("minus", "booked") == (18, 1, 5)
+    gross, other = one(built, "select gross_amount, other_amount from marts.daily_sales where business_date = '2026-03-13'")
+    assert (Decimal(gross), Decimal(other)) == (5, -2)
+
+
+def test_input_that_goes_wrong_is_warned_of_and_counted(built: Settings):
+    output = run_dbt(built, "test", "--select", "test_type:generic,config.severity:warn")
+    counts = {name: int(count) for count, name in re.findall(r"WARN (\d+) (?!in )(\w+)", output)}
+    assert counts == {
+        "orders_are_cancelled_once": 1,
+        "refunds_do_not_exceed_their_order": 1,
+        "cancellations_find_their_order": 1,
+        "documents_are_in_the_currency_of_the_sums": 1,
+        "prices_are_not_negative": 1,
+        # Only events, only a profile, only another currency, only a gift, only a later order, only a held cancellation.
+        "customers_have_an_order": 6,
+    }
 
 
 def test_keys_seen_before_their_record_are_inferred_members(built: Settings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from crm_resources.contracts import contract_for
 from crm_resources.settings import Settings
 from deploy.local.stack import Stack
 from tests.oracle import marts as oracle
-from tests.oracle.lake_writer import write
+from tests.oracle import sales as sales_oracle
+from tests.oracle.lake_writer import append, product, write
 from tests.oracle.online_retail import ZONE, read_lines, silver_orders
 from tests.oracle.refresh import WITHOUT_TESTS, data_set, mart, refresh
 from tests.statistics.models_judgement import REAL_AS_OF
@@ -44,9 +45,33 @@ def matching(lines: pl.DataFrame) -> oracle.Matching:
 
 
 @pytest.fixture(scope="module")
-def built(stack_services: Stack, file_lines: pl.DataFrame) -> Settings:
+def channels(lines: pl.DataFrame) -> dict[str, str]:
+    """The file knows one channel; the last digit of the invoice says which one it takes part in here."""
+    names = ("web", "phone", "app")
+    return {invoice: names[int(invoice[-1]) % 3] for invoice in lines["invoice"].unique()}
+
+
+@pytest.fixture(scope="module")
+def categories(lines: pl.DataFrame) -> dict[str, str]:
+    """The file knows no categories; a catalogue made up here gives one to most products, by their first digit."""
+    names = {"1": "toys", "2": "home", "4": "garden", "8": "gifts"}
+    return {code: names[code[0]] for code in lines["product_code"].unique() if code[0] in names}
+
+
+@pytest.fixture(scope="module")
+def entries(lines: pl.DataFrame, matching: oracle.Matching, channels: dict[str, str], categories: dict[str, str]) -> pl.DataFrame:
+    return sales_oracle.entries(lines, matching, channels, categories)
+
+
+@pytest.fixture(scope="module")
+def built(stack_services: Stack, file_lines: pl.DataFrame, channels: dict[str, str], categories: dict[str, str]) -> Settings:
     settings = data_set(stack_services.settings, "marts_real", as_of=oracle.AS_OF, timezone=ZONE)
-    write(settings, contract_for("order"), silver_orders(file_lines))
+    orders = silver_orders(file_lines)
+    place = orders.schema.get_field_index("channel")
+    by_order = [channels[invoice.as_py()] for invoice in orders["order_id"]]
+    write(settings, contract_for("order"), orders.set_column(place, orders.field(place), [by_order]))
+    listed = datetime(2010, 12, 1, tzinfo=UTC)
+    append(settings, [product(code.lower(), listed, category=category) for code, category in categories.items()])
     refresh(settings)
     return settings
 
@@ -139,6 +164,34 @@ class TestAsOfAnyDate:
         assert {change for before, after, change, _ in rows if before == after} == {"unchanged"}
         assert {after for _, after, change, _ in rows if change == "churned"} == {"Hibernating", "Lost"}
         assert {before for before, _, change, _ in rows if change == "new"} == {None}
+
+
+class TestSalesAgainstTheOracle:
+    def test_by_channel(self, built: Settings, entries: pl.DataFrame):
+        found = mart(built, "daily_sales_by_channel", money=(*sales_oracle.SUMS, *sales_oracle.AVERAGES))
+        same(found, sales_oracle.by_channel(entries), "business_date", "channel")
+
+    def test_by_category(self, built: Settings, entries: pl.DataFrame):
+        found = mart(built, "daily_sales_by_category", money=sales_oracle.SUMS)
+        same(found, sales_oracle.by_category(entries), "business_date", "category", "is_merchandise")
+
+    @pytest.mark.parametrize("period", ["day", "month"])
+    def test_new_and_returning_customers(self, built: Settings, entries: pl.DataFrame, period: str):
+        money = (*sales_oracle.SUMS, *sales_oracle.AVERAGES)
+        found = mart(built, "sales_by_customer_type", money=money, where=f"period = '{period}'")
+        same(found, sales_oracle.by_customer_type(entries, period), "period_start", "customer_type")
+
+    def test_cohorts(self, built: Settings, entries: pl.DataFrame):
+        found = mart(built, "customer_cohorts", money=(*sales_oracle.SUMS[:5], *sales_oracle.AVERAGES))
+        same(found, sales_oracle.cohorts(entries), "cohort_month", "activity_month")
+
+    def test_product_performance(self, built: Settings, entries: pl.DataFrame):
+        money = ("gross_amount", "cancelled_amount", "unmatched_amount", "net_amount")
+        found = mart(built, "product_performance", money=money)
+        same(found, sales_oracle.product_performance(entries), "product_code")
+        shares = found.filter(pl.col("gross_amount") > 0).select("cancellation_share", "cancelled_amount", "gross_amount")
+        assert all(share == pytest.approx(float(-c / g)) for share, c, g in shares.iter_rows())
+        assert found.filter(pl.col("gross_amount") == 0)["cancellation_share"].is_null().all()
 
 
 class TestKnownFigures:

@@ -22,6 +22,8 @@ LAYERS = {"staging", "intermediate", "marts"}
 MARTS = {"dim_customers", "dim_products", "dim_date", "fct_orders", "fct_order_lines", "daily_sales", "rfm_scores", "rfm_segments"}
 MARTS |= {"rfm_cut_points", "rfm_published", "segment_history", "segment_migration_daily"}
 MARTS |= {"churn_risk", "customer_value", "audience_changes", "audience_members"}
+MARTS |= {"fct_events", "fct_sessions", "conversion_daily"}
+MARTS |= {"daily_sales_by_channel", "daily_sales_by_category", "sales_by_customer_type", "customer_cohorts", "product_performance"}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,8 @@ def test_facts_point_at_their_dimensions(manifest: dict[str, Any]):
     }
     lines = {("fct_order_lines", column) for column in ("order_id", "customer_key", "product_key", "business_date")}
     assert lines | {("fct_orders", "customer_key"), ("fct_orders", "business_date"), ("daily_sales", "business_date")} <= pointing
+    assert {("fct_events", column) for column in ("session_key", "customer_key", "product_key", "business_date")} <= pointing
+    assert {("fct_sessions", "customer_key"), ("fct_sessions", "business_date"), ("product_performance", "product_key")} <= pointing
 
 
 def test_sources_are_the_raw_assets_and_the_fitted_models(manifest: dict[str, Any]):

@@ -1,13 +1,23 @@
--- Grain: one row per calendar day, from the year of the first order to the year after the as-of date or the last order.
+-- Grain: one row per calendar day, from the year of the first order or event to the year after the as-of date or the last of them.
 
-with bounds as (
+with dated as (
+
+    select business_date from {{ ref('int_orders_current') }}
+    union all
+    select min(business_date) as business_date from {{ ref('fct_events') }}
+    union all
+    select max(business_date) as business_date from {{ ref('fct_events') }}
+
+),
+
+bounds as (
 
     select
         cast(date_trunc('year', coalesce(least(min(business_date), {{ as_of() }}), {{ as_of() }})) as date) as first_day,
         cast(
             date_trunc('year', coalesce(greatest(max(business_date), {{ as_of() }}), {{ as_of() }})) + interval '2 years - 1 day' as date
         ) as last_day
-    from {{ ref('int_orders_current') }}
+    from dated
 
 ),
 
