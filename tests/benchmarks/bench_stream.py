@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -32,7 +32,7 @@ from rich.table import Table
 from crm_assets.streaming.requests import Request, RequestKind, ask, wait_for_answer
 from crm_resources.contracts import contracts
 from crm_resources.kafka import ensure, offsets
-from crm_resources.lake import stream_counts
+from crm_resources.lake import row_count, stream_counts
 from crm_resources.layout import BRONZE, SILVER, topic_name
 from crm_resources.ledger import ledger_dir, ledger_files
 from crm_resources.report import Verdict, write_report
@@ -50,7 +50,7 @@ SILVER_TARGET_SECONDS = 10.0
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 SLOPE_ALLOWED = 0.02
-"""A lag that grows by less than this share of the rate does not grow: within it lie the saw-teeth of the batches."""
+"""A lag that grows by less than this share of the rate, and what waits for a batch to begin, does not grow: that are the saw-teeth."""
 
 SETTLE_SECONDS = 300.0
 STEP_FACTOR = 1.5
@@ -73,7 +73,8 @@ class Phase:
         peak_mib: most memory by process.
         commits: commits with data by table; files likewise.
         files: see `commits`.
-        lag_slope: records a second by which the lag grew while the rate was held.
+        lag_slope: records a second by which the lag grew while the rate was held, see `growth`.
+        waiting: most records that wait for the capture to begin a batch, by its settings.
     """
 
     rate: float
@@ -88,17 +89,19 @@ class Phase:
     commits: Mapping[str, int]
     files: Mapping[str, int]
     lag_slope: float
+    waiting: float
 
     @property
     def sustained(self) -> bool:
         """Whether the lag did not grow, and the generator kept the rate."""
-        return self.lag_slope <= SLOPE_ALLOWED * self.rate and self.achieved >= 0.98 * self.rate
+        teeth = self.waiting / (self.records / self.rate)
+        return self.lag_slope <= SLOPE_ALLOWED * self.rate + teeth and self.achieved >= 0.98 * self.rate
 
 
 def main(
     rates: Annotated[str, typer.Option(help="Records a second, separated by commas.")] = "50,3000,10000",
     seconds: Annotated[float, typer.Option(min=5, help="How long each rate is held.")] = 180,
-    warm_seconds: Annotated[float, typer.Option(min=0, help="Traffic before the first rate, unmeasured.")] = 20,
+    warm_seconds: Annotated[float, typer.Option(min=0, help="Traffic before the first rate, unmeasured.")] = 60,
     ladder_seconds: Annotated[float, typer.Option(min=0, help="Length of a step of the search for the largest rate; 0: none.")] = 30,
     quickstart: Annotated[bool, typer.Option(help="Measure the quick-start code as well.")] = True,
     upkeep: Annotated[bool, typer.Option(help="Measure latency while the tables are compacted.")] = True,
@@ -161,24 +164,22 @@ class Bench:
 
     Args:
         environ: variables of the generator.
-        root: process of the stream.
+        process: the stream.
         done: whether everything sent is in its tables.
-        placed: records that have their place, as the stream itself counts them, cheaply.
         places: tables by place, with the columns that name a record there.
     """
 
     def __init__(
         self,
         environ: Mapping[str, str],
-        root: int,
+        process: DriverProcess,
         done: Callable[[], bool],
-        placed: Callable[[], int],
         places: Mapping[str, tuple[Sequence[str], Sequence[str]]],
     ) -> None:
         self.environ = dict(environ)
         self.settings = load_settings(self.environ)
-        self.root = root
-        self._done, self._placed, self._places = done, placed, places
+        self._process = process
+        self._done, self._places = done, places
         self._held = 0
 
     def hold(self, name: str, rate: float, seconds: float, during: Callable[[], None] = lambda: None) -> Phase:
@@ -193,12 +194,12 @@ class Bench:
         self._held += 1
         begun_us = time.time_ns() // 1_000
         with (
-            ProcessUsage(self.root) as stream,
+            ProcessUsage(self._process.running.pid) as stream,
             ProcessUsage(broker_pid(self.settings)) as broker,
             self._generator(f"{name}{self._held}", rate, seconds) as generator,
             ProcessUsage(generator.pid) as sender,
         ):
-            lags = self._watch(generator, seconds, during)
+            self._wait_for(generator, seconds, during)
             generator_cpu = sender.cpu_seconds
             wait_until(self._done, "everything has its place", SETTLE_SECONDS)
             cpu = {"driver": stream.cpu_seconds, "broker": broker.cpu_seconds, "generator": generator_cpu}
@@ -210,10 +211,10 @@ class Bench:
         by_table: dict[str, Visible] = {
             table: v for place, (tables, _) in self._places.items() for table, v in zip(tables, found[place], strict=True)
         }
-        span_us = max(1, int(records["intended_us"].max() or 0) - int(records["intended_us"].min() or 0))
+        acked_us = records["acked_us"]
         return Phase(
             rate,
-            (records.height - 1) / (span_us / 1_000_000),
+            (records.height - 1) / max(1, int(acked_us.max() or 0) - int(acked_us.min() or 0)) * 1_000_000,
             records.height,
             time.time() - begun_us / 1_000_000,
             latency,
@@ -223,7 +224,8 @@ class Bench:
             peak,
             {t.replace("/", "_"): v.commits for t, v in by_table.items()},
             {t.replace("/", "_"): v.files for t, v in by_table.items()},
-            slope(lags),
+            growth(records["intended_us"], list(latency.values())[-1]),
+            min(self.settings.min_records_per_batch, rate * self.settings.max_trigger_delay_seconds),
         )
 
     @contextmanager
@@ -250,36 +252,42 @@ class Bench:
         if process.returncode:
             raise RuntimeError(f"the generator ended with {process.returncode}:\n{file.with_suffix('.log').read_text()[-3000:]}")
 
-    def _watch(self, generator: subprocess.Popen[bytes], seconds: float, during: Callable[[], None]) -> list[tuple[float, int]]:
-        """The lag once a second until the generator has ended, in records, with the time it was looked at."""
-        found: list[tuple[float, int]] = []
+    def _alive(self) -> None:
+        ended = self._process.running.poll()
+        assert ended is None, f"the stream ended with {ended}:\n{self._process.said()[-3000:]}"
+
+    def _wait_for(self, generator: subprocess.Popen[bytes], seconds: float, during: Callable[[], None]) -> None:
+        """Wait for the end of the generator, while the stream lives."""
         middle = time.monotonic() + seconds / 2
         asked = False
-        while True:
-            ended = generator.poll() is not None
-            found.append((time.monotonic(), max(0, written(self.settings) - self._placed())))
+        while generator.poll() is None:
+            self._alive()
             if not asked and time.monotonic() >= middle:
                 asked = True
                 during()
-            if ended:
-                return found
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 generator.wait(1.0)
-            except subprocess.TimeoutExpired:
-                continue
+        if not asked:
+            during()
 
 
-def slope(lags: Sequence[tuple[float, int]]) -> float:
-    """Records a second by which the lag grows, by least squares over the last two thirds; pure.
+def growth(intended_us: pl.Series, seconds: pl.Series) -> float:
+    """Records a second by which those that were meant to be sent and are not visible yet grow while a rate is held; pure.
+
+    By least squares over the last two thirds of the time. Whoever is too slow, generator, broker or stream, makes it grow.
 
     Args:
-        lags: times in seconds, and records that wait.
+        intended_us: intended time of each record, microseconds since 1970 UTC.
+        seconds: seconds to its being visible, null where it is not.
     """
-    late = lags[len(lags) // 3 :]
-    if len(late) < 3:
+    intended = intended_us.to_numpy().astype(np.float64) / 1e6
+    visible_at = np.sort(intended + seconds.fill_null(float("inf")).to_numpy())
+    intended.sort()
+    moments = np.arange(intended[0] + (intended[-1] - intended[0]) / 3, intended[-1], 0.25)
+    if len(moments) < 3:
         return 0.0
-    times = np.array([t for t, _ in late])
-    return float(np.polyfit(times - times[0], np.array([n for _, n in late], dtype=np.float64), 1)[0])
+    lag = np.searchsorted(intended, moments, "right") - np.searchsorted(visible_at, moments, "right")
+    return float(np.polyfit(moments - moments[0], lag.astype(np.float64), 1)[0])
 
 
 def written(settings: Settings) -> int:
@@ -304,13 +312,8 @@ def product(environ: Mapping[str, str]) -> Iterator[Bench]:
     silver = [table.path for table in SILVER.values()]
     places = {"bronze": ([BRONZE.path], COORDINATES), "silver": (silver, COORDINATES)}
 
-    def placed() -> int:
-        found = driver.progress()
-        assert driver.running.poll() is None, f"the driver ended:\n{driver.said()[-3000:]}"
-        return 0 if found is None else found.queries["refine"].rows
-
     try:
-        yield Bench(environ, driver.running.pid, lambda: stream_counts(driver.settings).settled, placed, places)
+        yield Bench(environ, driver, lambda: stream_counts(driver.settings).settled, places)
         driver.stop()
     finally:
         driver.end()
@@ -326,14 +329,11 @@ def quickstart_code(environ: Mapping[str, str]) -> Iterator[Bench]:
     wait_until(lambda: READY in process.said() or process.running.poll() is not None, "the quick-start code runs")
     tables = [quickstart_path(c.plural) for c in contracts()]
 
-    def placed() -> int:
-        from crm_resources.lake import row_count
-
-        assert process.running.poll() is None, f"the quick-start code ended:\n{process.said()[-3000:]}"
-        return sum(row_count(settings, t) for t in tables)
+    def done() -> bool:
+        return sum(row_count(settings, t) for t in tables) >= written(settings)
 
     try:
-        yield Bench(environ, process.running.pid, lambda: placed() >= written(settings), placed, {"quickstart": (tables, EVENT_ID)})
+        yield Bench(environ, process, done, {"quickstart": (tables, EVENT_ID)})
         process.running.send_signal(signal.SIGTERM)
         process.running.wait(60)
     finally:
@@ -361,7 +361,7 @@ def _during_upkeep(bench: Bench, say: Callable[[str], None], seconds: float) -> 
 def _largest_rate(bench: Bench, held: Sequence[Phase], seconds: float, say: Callable[[str], None]) -> dict[str, float]:
     """Raise the rate until the lag grows, then halve the distance twice."""
     best = max((p.rate for p in held if p.sustained), default=0.0)
-    too_much = min((p.rate for p in held if not p.sustained), default=0.0)
+    too_much = min((p.rate for p in held if not p.sustained and p.rate > best), default=0.0)
     steps = 0
     while not too_much or steps < 2:
         rate = (best + too_much) / 2 if too_much else (best or TARGET_RATE) * STEP_FACTOR

@@ -78,8 +78,8 @@ def _commit_us(text: str) -> int:
 
 
 def sent(ledger: Path) -> pl.DataFrame:
-    """Acknowledged records of a ledger: coordinates, `event_id` and `intended_us`."""
-    columns = ["topic", "partition", "offset", "event_id", "intended_at", "refused"]
+    """Acknowledged records of a ledger: coordinates, `event_id`, `intended_us` and `acked_us`."""
+    columns = ["topic", "partition", "offset", "event_id", "intended_at", "acked_at", "refused"]
     frames = [pl.DataFrame(batch) for batch in read_ledger(ledger, columns)]
     return (
         pl.concat(frames)
@@ -90,6 +90,7 @@ def sent(ledger: Path) -> pl.DataFrame:
             pl.col("offset").alias("kafka_offset"),
             "event_id",
             pl.col("intended_at").dt.timestamp("us").alias("intended_us"),
+            pl.col("acked_at").dt.timestamp("us").alias("acked_us"),
         )
     )
 

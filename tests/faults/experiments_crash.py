@@ -25,6 +25,9 @@ LATEST_KILL_SECONDS = 4.0
 TRAFFIC_SECONDS = 3_600.0
 """Longer than any experiment; the traffic is ended when the last kill is done."""
 
+UNPROTECTED_POINTS = (CrashPoint.INGEST_BEFORE_CHECKPOINT, CrashPoint.REFINE_BETWEEN_TABLES)
+"""Where only the tables' transactions know that a batch is written already. Behind its last table the ledger knows it as well."""
+
 STREAM_POINTS = tuple(p for p in CrashPoint if not p.value.startswith("replay."))
 
 
@@ -54,7 +57,7 @@ def random_kills(ground: Ground) -> Trial:
             "kills_within_refine_batch": struck["refine"],
         }
     seen = f"{struck['ingest']} kills fell into a batch of ingest, {struck['refine']} into a batch of refine"
-    control = _crashed(ground, "f4killscontrol", [CrashPoint.REFINE_BEFORE_CHECKPOINT], [Protection.TRANSACTIONS])
+    control = _crashed(ground, "f4killscontrol", UNPROTECTED_POINTS, [Protection.TRANSACTIONS])
     fault = f"kill -9 of the driver at {ground.kills} random moments of {ground.rate:,} records a second"
     return Trial("F4", "f4_kills", fault, findings, (control,), time.monotonic() - begun, figures, (seen,))
 
@@ -71,9 +74,7 @@ def crash_points(ground: Ground) -> Trial:
         findings = with_finding(judged(result), Invariant.I6, healed)
     missed = tuple(f"the driver did not die at {p.value}" for p, there in hit.items() if not there)
     seen = f"the driver died at {', '.join(p.value for p, there in hit.items() if there) or 'no point'}"
-    control = _crashed(
-        ground, "f4pointscontrol", [CrashPoint.INGEST_BEFORE_CHECKPOINT, CrashPoint.REFINE_BETWEEN_TABLES], [Protection.TRANSACTIONS]
-    )
+    control = _crashed(ground, "f4pointscontrol", UNPROTECTED_POINTS, [Protection.TRANSACTIONS])
     fault = f"kill -9 of the driver at {len(points)} places between its writes"
     figures = counted(result) | {"crash_points": len(points), "crash_points_hit": len(points) - len(missed)}
     return Trial("F4", "f4_points", fault, findings, (control,), time.monotonic() - begun, figures, (seen,), missed)

@@ -12,7 +12,7 @@ import pytest
 from crm_resources.lake_tables import append_rows, create_table, table_schema
 from crm_resources.layout import DUPLICATES
 from crm_resources.settings import load_settings
-from tests.benchmarks.bench_stream import slope
+from tests.benchmarks.bench_stream import growth
 from tests.benchmarks.stream_latency import COORDINATES, EVENT_ID, Visible, latencies, visible
 
 
@@ -47,9 +47,21 @@ def test_rows_are_visible_when_their_commit_was_written(tmp_path: Path) -> None:
     assert between[1] <= late.rows["visible_us"].item() <= time.time_ns() // 1_000
 
 
-@pytest.mark.parametrize(("per_second", "grows"), [(0, False), (-50, False), (300, True)])
-def test_a_lag_grows_when_it_does_so_under_its_saw_teeth(per_second: int, *, grows: bool) -> None:
-    lags = [(float(t), 10_000 + per_second * t + 2_000 * (t % 5)) for t in range(180)]
+@pytest.mark.parametrize(("share", "grows"), [(1.0, False), (1.1, False), (0.9, True)])
+def test_a_lag_grows_when_less_becomes_visible_than_is_sent_whatever_its_saw_teeth(share: float, *, grows: bool) -> None:
+    rate, batch_seconds = 1_000, 5
+    intended = pl.Series(range(0, 60_000_000, 1_000_000 // rate))
+    served = intended / 1e6 / min(share, 1.0)
+    seconds = (served / batch_seconds).ceil() * batch_seconds + 1 - intended / 1e6
 
-    assert (slope(lags) > 60) is grows
-    assert slope(lags) == pytest.approx(per_second, abs=20)
+    found = growth(intended, seconds)
+
+    assert (found > 60) is grows
+    assert found == pytest.approx(rate * (1 - min(share, 1.0)), abs=50)
+
+
+def test_records_that_never_become_visible_make_the_lag_grow() -> None:
+    intended = pl.Series(range(0, 60_000_000, 1_000))
+    seconds = pl.Series([2.0 if n < 30_000 else None for n in range(60_000)])
+
+    assert growth(intended, seconds) > 500
