@@ -1,7 +1,8 @@
 {# The sums that every sales mart shows, from `int_sales_movements`. Cancelled amounts are negative, so net is a sum. #}
 
 {% macro sales_measures() -%}
-    {{- return(["sale_quantity", "gross_amount", "cancelled_amount_booked", "cancelled_amount_restated", "adjustment_amount", "other_amount"]) -}}
+    {%- set cancelled = ["cancelled_amount_booked", "cancelled_amount_restated"] -%}
+    {{- return(["sale_quantity", "gross_amount"] + cancelled + ["adjustment_amount", "other_amount"]) -}}
 {%- endmacro %}
 
 {# Columns of a CTE that groups the movements. #}

@@ -1,6 +1,6 @@
-{# Columns have the same sums as those of another table, to the last digit: over all rows, or for each value of a key; absent is zero. #}
+{# Columns have the same sums as another table's, to the last digit: over all rows, or by a key; absent is zero. #}
 {% test adds_up_to(model, columns, other, key="cast('all rows' as text)", where='true', other_where='true') %}
-{{ config(tags=['nightly']) }}
+    {{ config(tags=['nightly']) }}
 with ours as (
 
     select {{ key }} as key{% for column in columns %}, sum({{ column }}) as {{ column }}{% endfor %}

@@ -23,4 +23,5 @@ left join {{ ref('fct_sessions') }} as sessions on neighbours.session_key = sess
 where
     sessions.session_key is null
     or neighbours.occurred_at not between sessions.started_at and sessions.ended_at
-    or (neighbours.session_key <> neighbours.session_before) <> (neighbours.occurred_at - neighbours.occurred_before > interval '30 minutes')
+    or (neighbours.session_key <> neighbours.session_before)
+    <> (neighbours.occurred_at - neighbours.occurred_before > interval '30 minutes')
