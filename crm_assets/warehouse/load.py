@@ -186,9 +186,8 @@ def _insert(cursor: Any, table: RawTable, rows: pa.RecordBatch, floor: datetime)
     columns = ", ".join(rows.schema.names)
     cursor.execute(
         f"insert into {_name(table)} ({columns}, {LOADED_AT.name}) "  # noqa: S608 -- names come from the contracts
-        f"select {columns}, greatest(clock_timestamp(), $1::timestamptz) from pg_temp.{incoming} "
-        f"on conflict ({', '.join(table.primary_key)}) do nothing",
-        (floor,),
+        f"select {columns}, greatest(clock_timestamp(), timestamptz '{floor.isoformat()}') from pg_temp.{incoming} "
+        f"on conflict ({', '.join(table.primary_key)}) do nothing"
     )
     return max(int(cursor.rowcount), 0)
 

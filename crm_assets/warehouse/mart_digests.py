@@ -24,8 +24,8 @@ from crm_resources.contracts.derive_postgres import RAW_SCHEMA
 from crm_resources.refresh_reports import MartDigest
 from crm_resources.settings import Settings
 
-RUN_COLUMNS = ("scored_at",)
-"""Columns of marts that hold the time of the run."""
+RUN_COLUMNS = ("scored_at", "loaded_at")
+"""Columns of marts that hold the time of a run or of a load; `dbt/macros/digests.sql` names them as well."""
 
 REBUILT = ("table", "view", "seed", "incremental")
 """Materializations that can be made anew from what they read. Others (snapshots) carry state of earlier runs, and so do incremental models

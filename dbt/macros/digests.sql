@@ -7,9 +7,10 @@
     set local timezone to 'UTC'; set local datestyle to 'ISO, YMD';
 {%- endmacro %}
 
-{# Columns a digest is made of: all but those that hold the time of the run. #}
+{# Columns a digest is made of: all but those that hold the time of a run or of a load. #}
 {% macro digested_columns() -%}
-    {%- for name in model.columns if name != 'scored_at' -%}{{ adapter.quote(name) }}{{ ', ' if not loop.last }}{%- endfor -%}
+    {%- set times = ('scored_at', 'loaded_at') -%}
+    {%- for name in model.columns if name not in times -%}{{ adapter.quote(name) }}{{ ', ' if not loop.last }}{%- endfor -%}
 {%- endmacro %}
 
 {% macro digest_of(relation) -%}

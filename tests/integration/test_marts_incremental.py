@@ -108,10 +108,13 @@ def assert_as_if_built_anew(settings: Settings) -> None:
     run_dbt(settings, *WITHOUT_TESTS)
     expected = contents(settings)
     assert found.keys() == expected.keys()
-    for name in expected:
-        missing, surplus = set(expected[name]) - set(found[name]), set(found[name]) - set(expected[name])
-        assert (missing, surplus) == (set(), set()), name
-        assert found[name] == expected[name], f"{name} holds rows twice"
+    differing = {
+        name: {"missing": sorted(set(expected[name]) - set(found[name])), "surplus": sorted(set(found[name]) - set(expected[name]))}
+        for name in expected
+        if set(expected[name]) != set(found[name])
+    }
+    assert not differing, json.dumps(differing, indent=1)
+    assert found == expected, "a table holds rows twice"
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def models(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 def checks_of(manifest: dict[str, Any], unique_id: str) -> list[dict[str, Any]]:
     children = [manifest["nodes"].get(child, {}) for child in manifest["child_map"][unique_id]]
-    return [child for child in children if child.get("resource_type") == "test" and child["attached_node"] == unique_id]
+    return [child for child in children if child.get("resource_type") == "test" and child.get("attached_node") == unique_id]
 
 
 def test_the_kept_manifest_is_what_the_project_says(compiled: dict[str, Any]):

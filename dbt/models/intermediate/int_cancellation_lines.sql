@@ -23,14 +23,18 @@ orders as (
 
 ),
 
--- The order that a changed document names counts as changed, too.
+-- The order that a document names now need not have changed: the document may be here for one that an earlier message of it named.
 sales as (
 
     select
         order_id,
         customer_id
-    from orders
-    where document_kind = 'sale'
+    from {{ ref('int_orders_current') }}
+    where
+        is_within_as_of
+        and is_base_currency
+        and document_kind = 'sale'
+        and order_id in (select cancels_order_id from orders)
 
 ),
 
