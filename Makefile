@@ -16,7 +16,7 @@ export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit test test-unit test-integration lint contracts \
-	audiences audience-export dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream bench-marts faults-stream \
+	marts-page dbt-docs audiences audience-export dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream bench-marts faults-stream \
 	judge-population judge-models fit-models evaluate-models bench-generator bench-rates validate
 
 help: ## List the commands
@@ -90,6 +90,12 @@ fit-models: $(READY) ## Fit the purchase models of the data set anew, judge them
 evaluate-models: $(READY) ## Judge the purchase models on a time split, against recency and frequency alone; a page with plots (ARGS="--as-of 2026-08-01")
 	@$(PY) -m crm_assets.warehouse.models evaluate $(ARGS)
 
+marts-page: $(READY) ## A page with plots: segments, movements, cohorts, how good the models are (ARGS="--folder docs/marts")
+	@$(PY) -m crm_assets.warehouse.marts_page $(ARGS)
+
+dbt-docs: $(READY) ## Documentation of all models, columns, tests and their lineage, as one HTML page
+	@$(PY) -m crm_assets.warehouse.dbt_docs
+
 audiences: $(READY) ## The declared audiences: conditions, members, last change, last export
 	@$(PY) -m crm_assets.warehouse.audiences list
 
@@ -105,6 +111,7 @@ lint: $(READY) ## Style, types, directions of imports, SQL
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/sqlfluff lint --disable-progress-bar dbt/models
+	$(PY) -m crm_assets.warehouse.layer_rules
 
 test: lint ## Lint, then all tests; the integration tests start the real stack themselves
 	$(BIN)/pytest $(ARGS)

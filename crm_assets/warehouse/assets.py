@@ -18,13 +18,12 @@ from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_as
 
 from crm_assets.conventions import OWNERS, POSTGRES_KEY, Group, raw_key, raw_lineage, raw_schema, raw_table_owners, silver_key
 from crm_assets.monitoring.refresh import EVERYTHING_TAG, REFRESH_JOB
+from crm_assets.warehouse.dbt_command import PROJECT as DBT_PROJECT
 from crm_assets.warehouse.lineage import kept_lineage
 from crm_resources.contracts import contracts
 from crm_resources.contracts.derive_postgres import raw_tables
 from crm_resources.dagster_resources import SettingsResource
-from crm_resources.settings import REPOSITORY
 
-DBT_PROJECT = REPOSITORY / "dbt"
 DBT_MANIFEST = DBT_PROJECT / "manifest.json"
 
 NIGHTLY = "nightly"

@@ -10,17 +10,14 @@ exit code 1 when one is stale.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from crm_assets.warehouse.dbt_command import PROJECT, run_dbt
 from crm_assets.warehouse.lineage import LINEAGE, column_lineage, lineage_text
 from crm_resources.settings import REPOSITORY
 
-PROJECT = REPOSITORY / "dbt"
 MANIFEST = PROJECT / "manifest.json"
 EPOCH = "1970-01-01T00:00:00Z"
 
@@ -45,12 +42,9 @@ def compile_project(project: Path = PROJECT) -> dict[str, Any]:
     Raises:
         ManifestError: a model, a yml file or the project file has an error.
     """
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DBT_"))}
     with tempfile.TemporaryDirectory(prefix="crm-dbt-") as folder:
-        offline = ["--no-introspect", "--no-populate-cache", "--no-partial-parse", "--no-version-check", "--quiet"]
-        places = ["--project-dir", str(project), "--profiles-dir", str(project), "--target-path", folder, "--log-path", folder]
-        command = [os.fspath(Path(sys.executable).with_name("dbt")), "compile", *offline, *places]
-        done = subprocess.run(command, env=inherited, capture_output=True, text=True, check=False)
+        offline = ("--no-introspect", "--no-populate-cache", "--no-partial-parse", "--quiet")
+        done = run_dbt(("compile", *offline), folder=folder, project=project)
         if done.returncode:
             raise ManifestError(f"dbt compile failed in {project}:\n{done.stdout}{done.stderr}".strip())
         manifest: dict[str, Any] = json.loads((Path(folder) / "manifest.json").read_text())

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from crm_assets.warehouse.manifest import MANIFEST, PROJECT
+from crm_assets.warehouse.dbt_command import PROJECT
+from crm_assets.warehouse.manifest import MANIFEST
 from crm_resources import warehouse
 from crm_resources.contracts.derive_postgres import RAW_SCHEMA
 from crm_resources.refresh_reports import MartDigest

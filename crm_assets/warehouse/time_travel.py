@@ -10,9 +10,6 @@ models and seeds are those of this installation; where they have changed since t
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -20,11 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from enum import StrEnum
-from pathlib import Path
 
 from crm_assets.monitoring.refresh import business_date
+from crm_assets.warehouse.dbt_command import run_dbt
 from crm_assets.warehouse.load import LoadError, load_entity
-from crm_assets.warehouse.manifest import PROJECT
 from crm_assets.warehouse.mart_digests import SCORED_BY_CUT_POINTS, digest_marts, models_fingerprint
 from crm_assets.warehouse.models.storage import copy_models
 from crm_assets.warehouse.travel_choice import TimeTravelError, end_of, place_of_report, place_of_versions, read_date, read_versions
@@ -298,14 +294,9 @@ def _load(place: Settings, versions: Mapping[str, TableVersion]) -> int:
 
 def _build(place: Settings) -> None:
     """Seeds and models, without their tests: what was reported had passed them, and the comparison is stricter."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DBT_"))}
     with tempfile.TemporaryDirectory(prefix="crm-time-travel-") as folder:
-        command = [
-            os.fspath(Path(sys.executable).with_name("dbt")),
-            *("build", "--exclude-resource-type", "test", "unit_test", "--no-version-check"),
-            *("--project-dir", os.fspath(PROJECT), "--profiles-dir", os.fspath(PROJECT), "--target-path", folder, "--log-path", folder),
-        ]
-        done = subprocess.run(command, env=inherited | dict(warehouse.dbt_environment(place)), capture_output=True, text=True, check=False)
+        models = ("build", "--exclude-resource-type", "test", "unit_test")
+        done = run_dbt(models, folder=folder, variables=warehouse.dbt_environment(place))
     if done.returncode:
         raise TimeTravelError(f"dbt could not build the marts in {place.database}:\n{(done.stdout + done.stderr)[-4000:].strip()}")
 

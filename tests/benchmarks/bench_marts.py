@@ -24,7 +24,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from crm_assets.warehouse.manifest import MANIFEST, PROJECT
+from crm_assets.warehouse.dbt_command import PROJECT
+from crm_assets.warehouse.manifest import MANIFEST
 from crm_assets.warehouse.recorded_refresh import recorded_refresh
 from crm_resources import warehouse
 from crm_resources.report import Verdict, write_report

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from crm_assets.warehouse.dbt_docs import generate
 from crm_assets.warehouse.manifest import MANIFEST
 from crm_resources import warehouse
 from crm_resources.settings import Settings
@@ -34,6 +36,14 @@ def test_an_empty_data_set_has_only_the_unknown_members(empty: Settings):
     expected_rows |= {"fct_events": 0, "fct_sessions": 0, "conversion_daily": 0, "product_performance": 0, "sales_by_customer_type": 0}
     for table, expected in expected_rows.items():
         assert warehouse.count_rows(empty, "marts", table) == expected
+
+
+def test_the_documentation_is_one_page_with_every_model(empty: Settings, tmp_path: Path):
+    page = tmp_path / "docs.html"
+    generate(empty, page)
+    text = page.read_text()
+    nodes = json.loads(MANIFEST.read_text())["nodes"]
+    assert [name for name, node in nodes.items() if node["resource_type"] == "model" and name not in text] == []
 
 
 def test_unit_tests_of_the_sql(empty: Settings):

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from crm_assets.warehouse.marts_page import NothingToShow, model_pictures, pictures, read_marts, write_page
 from crm_assets.warehouse.models.evaluation import HORIZON_DAYS
 from crm_assets.warehouse.models.reading import read_hold_out
 from crm_resources import warehouse
@@ -303,3 +304,24 @@ def test_loading_and_building_again_changes_nothing(built: Settings):
     before = fingerprint()
     refresh(built, *WITHOUT_TESTS)
     assert fingerprint() == before
+
+
+def test_the_page_shows_what_the_marts_hold(built: Settings, tmp_path: Path):
+    found = read_marts(built)
+    assert {segment: booked for segment, _, booked, _ in found.sizes}["Champions"] == 788
+    assert sum(restated for *_, restated in found.sizes) == 4_327
+    assert sum(count for _, after, count in found.movements if after is not None) == 4_327
+    sections = [*pictures(found), *model_pictures(built, found.as_of)]
+
+    index = write_page(tmp_path, "Customers", sections)
+
+    assert [section.name for section in sections] == ["segments", "movements", "cohorts", "model-bgnbd", "model-mbgnbd"]
+    assert index.read_text().count("data:image/png;base64,") == len(sections)
+    for section in sections:
+        assert (tmp_path / f"{section.name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"({section.name}.png)" in (tmp_path / "README.md").read_text()
+
+
+def test_a_data_set_without_marts_has_no_page(stack_services: Stack):
+    with pytest.raises(NothingToShow, match="nothing_yet"):
+        read_marts(data_set(stack_services.settings, "nothing_yet"))
