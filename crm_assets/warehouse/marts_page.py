@@ -15,6 +15,8 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from crm_resources import warehouse
 from crm_resources.settings import Settings, load_settings
 
@@ -242,11 +244,11 @@ def _cohorts(marts: Marts) -> Figure:
                 Rectangle((number - 0.5, months.index(month) - 0.5), 1, 1, fill=False, hatch="///", edgecolor="grey", linewidth=0)
             )
     again = shares[:, 1:]
-    axes.imshow(
-        shares, cmap="Greens", vmin=0, vmax=float(np.nanmax(again)) if again.size and np.isfinite(again).any() else 1.0, aspect="auto"
-    )
+    most = float(np.nanmax(again)) if np.isfinite(again).any() else 1.0
+    axes.imshow(shares, cmap="Greens", vmin=0, vmax=most, aspect="auto")
     for row, column in zip(*np.nonzero(np.isfinite(shares)), strict=True):
-        axes.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=7)
+        color = "white" if shares[row, column] > 0.7 * most else "black"
+        axes.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=7, color=color)
     axes.set_xticks(range(width))
     axes.set_yticks(range(len(months)), [f"{month:%Y-%m}" for month in months])
     axes.set(xlabel="months since the first purchase", ylabel="month of the first purchase")
@@ -264,7 +266,6 @@ def _png(figure: Figure) -> bytes:
 
 def main() -> None:
     """Command line."""
-    import typer
     from rich.console import Console
     from rich.table import Table
 
