@@ -6,11 +6,9 @@ Belongs here: what Dagster shows and runs. Not here: the load itself (`load`), S
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -19,6 +17,7 @@ from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_as
 from crm_assets.conventions import OWNERS, POSTGRES_KEY, Group, raw_key, raw_lineage, raw_schema, raw_table_owners, silver_key
 from crm_assets.monitoring.refresh import EVERYTHING_TAG, REFRESH_JOB
 from crm_assets.warehouse.dbt_command import PROJECT as DBT_PROJECT
+from crm_assets.warehouse.dbt_command import program
 from crm_assets.warehouse.lineage import kept_lineage
 from crm_resources.contracts import contracts
 from crm_resources.contracts.derive_postgres import raw_tables
@@ -186,9 +185,7 @@ def dbt_assets_definition() -> list[dg.AssetsDefinition]:
 
 def dbt_resource() -> DbtCliResource:
     """Run dbt as a command; which database it talks to comes with the environment of each run."""
-    # The dbt of this installation, wherever PATH points: the location must load with an empty environment.
-    dbt = Path(sys.executable).with_name("dbt")
-    return DbtCliResource(project_dir=os.fspath(DBT_PROJECT), profiles_dir=os.fspath(DBT_PROJECT), dbt_executable=os.fspath(dbt))
+    return DbtCliResource(project_dir=os.fspath(DBT_PROJECT), profiles_dir=os.fspath(DBT_PROJECT), dbt_executable=program())
 
 
 @contextmanager

@@ -16,6 +16,11 @@ from crm_resources.settings import REPOSITORY
 PROJECT = REPOSITORY / "dbt"
 
 
+def program() -> str:
+    """The dbt of this installation, wherever PATH points."""
+    return os.fspath(Path(sys.executable).with_name("dbt"))
+
+
 def run_dbt(
     arguments: Sequence[str], *, folder: Path | str, variables: Mapping[str, str] | None = None, project: Path = PROJECT
 ) -> subprocess.CompletedProcess[str]:
@@ -30,5 +35,5 @@ def run_dbt(
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DBT_"))}
     places = ("--project-dir", os.fspath(project), "--profiles-dir", os.fspath(project))
     targets = ("--target-path", os.fspath(folder), "--log-path", os.fspath(folder))
-    command = [os.fspath(Path(sys.executable).with_name("dbt")), *arguments, *places, *targets, "--no-version-check"]
+    command = [program(), *arguments, *places, *targets, "--no-version-check"]
     return subprocess.run(command, env=inherited | dict(variables or {}), capture_output=True, text=True, check=False)

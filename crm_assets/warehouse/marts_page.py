@@ -6,9 +6,7 @@ which `crm_assets.warehouse.models` computes).
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from crm_assets.warehouse.plotted_page import html_page, image, png_of
 from crm_resources import warehouse
 from crm_resources.settings import Settings, load_settings
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 NO_SCORE = "no score"
 MOVEMENT_DAYS = 30
-HORIZON_DAYS = 90
 
 
 @dataclass(frozen=True)
@@ -112,26 +110,27 @@ def pictures(marts: Marts) -> list[Picture]:
             "segments",
             "Segment sizes",
             f"Customers by RFM segment as of {marts.as_of}, as booked and restated for cancellations.",
-            _png(_sizes(marts)),
+            png_of(_sizes(marts)),
         ),
         Picture(
             "movements",
             "Migration",
             f"From the segment of {marts.since} (rows) to that of {marts.as_of} (columns), restated: {moved:,} customers moved.",
-            _png(_movements(marts)),
+            png_of(_movements(marts)),
         ),
         Picture(
             "cohorts",
             "Cohort retention",
             "Share of the customers of a month who bought again, by months since their first purchase, as booked. "
             "A month that is not over is hatched.",
-            _png(_cohorts(marts)),
+            png_of(_cohorts(marts)),
         ),
     ]
 
 
 def model_pictures(settings: Settings, as_of: date) -> list[Picture]:
     """Calibration and lift of the purchase models on the last hold-out, or why there is none."""
+    from crm_assets.warehouse.models.evaluation import HORIZON_DAYS
     from crm_assets.warehouse.models.fitting import FitError
     from crm_assets.warehouse.models.page import plot
     from crm_assets.warehouse.models.refit import evaluate_past
@@ -156,16 +155,8 @@ def model_pictures(settings: Settings, as_of: date) -> list[Picture]:
 
 def page(title: str, sections: Sequence[Picture]) -> str:
     """One HTML page that needs nothing besides itself."""
-    parts = []
-    for section in sections:
-        encoded = base64.b64encode(section.png or b"").decode()
-        image = f'<img alt="{html.escape(section.title)}" src="data:image/png;base64,{encoded}">' if encoded else ""
-        parts.append(f"<h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>{image}")
-    style = "body{font:15px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}img{max-width:100%}"
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
-        f"<h1>{html.escape(title)}</h1>{''.join(parts)}</html>\n"
-    )
+    parts = [f"<h2>{html.escape(s.title)}</h2><p>{html.escape(s.text)}</p>{image(s.title, s.png) if s.png else ''}" for s in sections]
+    return html_page(title, "".join(parts))
 
 
 def markdown(title: str, sections: Sequence[Picture]) -> str:
@@ -253,15 +244,6 @@ def _cohorts(marts: Marts) -> Figure:
     axes.set_yticks(range(len(months)), [f"{month:%Y-%m}" for month in months])
     axes.set(xlabel="months since the first purchase", ylabel="month of the first purchase")
     return figure
-
-
-def _png(figure: Figure) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)  # the canvas without a screen, which the figure then saves by
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=90, metadata={"Software": None})
-    return picture.getvalue()
 
 
 def main() -> None:

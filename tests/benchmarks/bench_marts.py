@@ -8,12 +8,9 @@ that is timed apart, at two numbers of customers. Runs on PostgreSQL and dbt of 
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from crm_assets.warehouse.dbt_command import PROJECT
+from crm_assets.warehouse.dbt_command import run_dbt
 from crm_assets.warehouse.manifest import MANIFEST
 from crm_assets.warehouse.recorded_refresh import recorded_refresh
 from crm_resources import warehouse
@@ -190,11 +187,8 @@ def _refresh(settings: Settings) -> Invocation:
 
 
 def _dbt(settings: Settings, since: Mapping[str, datetime] | None, *arguments: str) -> Invocation:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DBT_"))}
-    environment = inherited | dict(warehouse.dbt_environment(settings, since))
-    places = ["--project-dir", os.fspath(PROJECT), "--profiles-dir", os.fspath(PROJECT)]
-    command: Sequence[str] = [os.fspath(Path(sys.executable).with_name("dbt")), *arguments, *places, "--no-version-check"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    environment = warehouse.dbt_environment(settings, since)
+    done = run_dbt(arguments, folder=environment["DBT_TARGET_PATH"], variables=environment)
     if done.returncode:
         raise SystemExit(done.stdout[-4000:] + done.stderr[-2000:])
     results: dict[str, Any] = json.loads((Path(environment["DBT_TARGET_PATH"]) / "run_results.json").read_text())

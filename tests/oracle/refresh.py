@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
-from pathlib import Path
 
 import polars as pl
 
+from crm_assets.warehouse import dbt_command
 from crm_assets.warehouse.load import load_all
 from crm_assets.warehouse.recorded_refresh import recorded_refresh
 from crm_resources import refresh_reports, warehouse
 from crm_resources.refresh_reports import RefreshReport
-from crm_resources.settings import REPOSITORY, Settings
+from crm_resources.settings import Settings
 
-PROJECT = REPOSITORY / "dbt"
 WITHOUT_TESTS = ("build", "--exclude-resource-type", "test", "unit_test")
 
 
@@ -46,14 +42,11 @@ def reported_refresh(settings: Settings) -> RefreshReport:
 
 def run_dbt(settings: Settings, *arguments: str, unit_tests: bool = False, changed_since: Mapping[str, datetime] | None = None) -> str:
     """Run dbt over the data set, by default over all rows; fails with its output when dbt does."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DBT_"))}
-    environment = inherited | dict(warehouse.dbt_environment(settings, changed_since))
+    environment = dict(warehouse.dbt_environment(settings, changed_since))
     if unit_tests:
         del environment["DBT_EXCLUDE_RESOURCE_TYPES"]
     # What dbt has parsed stays in the data set's own folder, as it does on the platform.
-    places = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT)]
-    command = [os.fspath(Path(sys.executable).with_name("dbt")), *arguments, *places, "--no-version-check"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = dbt_command.run_dbt(arguments, folder=environment["DBT_TARGET_PATH"], variables=environment)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout
 

@@ -5,14 +5,13 @@ Belongs here: tables and pictures of an `Evaluation`. Not here: computing any of
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 from collections.abc import Mapping, Sequence
 
 from crm_assets.warehouse.models.evaluation_result import Calibration, Evaluation, Score
 from crm_assets.warehouse.models.metrics import Interval
+from crm_assets.warehouse.plotted_page import html_page, image, png_of
 
 Rows = Sequence[Sequence[str]]
 
@@ -60,29 +59,21 @@ def page(title: str, evaluations: Mapping[str, Evaluation]) -> str:
     """The evaluations by name as one HTML page, which needs nothing besides itself."""
     sections = []
     for name, found in evaluations.items():
-        picture = base64.b64encode(plot(found, name)).decode()
         lead = f"As of {found.as_of}, purchases of the {found.horizon_days} days after; probabilities by {found.method}."
         sections.append(
             f"<h2>{html.escape(name)}</h2><p>{html.escape(lead)}</p><p>Predicted over observed buyers "
             f"{_interval(found.predicted_over_observed, 3)}: {html.escape(found.calibration_reason)}.</p>"
-            f'<img alt="calibration and lift of {html.escape(name)}" src="data:image/png;base64,{picture}">'
+            f"{image(f'calibration and lift of {name}', plot(found, name))}"
             f"<h3>Against recency only and frequency only</h3>{_html_table(SCORE_HEADINGS, score_rows(found))}"
             f"<h3>By decile of probability</h3>{_html_table(CALIBRATION_HEADINGS, calibration_rows(found.by_decile))}"
             f"<h3>By repeat purchases</h3>{_html_table(CALIBRATION_HEADINGS, calibration_rows(found.by_frequency))}"
         )
-    style = (
-        "body{font:15px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;font-size:13px}"
-        "td,th{border:1px solid #ccc;padding:.25em .6em;text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}"
-    )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
-        f"<h1>{html.escape(title)}</h1><p>Intervals are 95 %, from 1,000 resamples by customer.</p>{''.join(sections)}</html>\n"
-    )
+    note = "<p>Intervals are 95 %, from 1,000 resamples by customer.</p>"
+    return html_page(title, note + "".join(sections))
 
 
 def plot(found: Evaluation, title: str) -> bytes:
     """Calibration by decile, and lift by decile of probability, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -107,10 +98,7 @@ def plot(found: Evaluation, title: str) -> bytes:
     for axes in (curve, bars):
         axes.grid(alpha=0.3)
     curve.legend(loc="upper left")
-    FigureCanvasAgg(figure)  # the canvas without a screen, which the figure then saves by
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=90, metadata={"Software": None})
-    return picture.getvalue()
+    return png_of(figure)
 
 
 def _score_row(score: Score) -> Sequence[str]:
