@@ -6,13 +6,16 @@ with the checkout's own stack.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,6 +145,15 @@ class Pipeline:
     def dagster(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the Dagster command line on this code location."""
         return self.run("deploy.local.run", "dagster", *arguments, check=check)
+
+    def ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        """Answer of the webserver's GraphQL interface to a query."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found = json.load(answer)
+        assert "errors" not in found, found
+        return dict(found["data"])
 
     def settle(self, seconds: float = 300) -> None:
         """Wait until everything in Kafka is refined, loaded, and in the marts."""

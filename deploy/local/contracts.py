@@ -14,7 +14,7 @@ from typing import Any
 
 from crm_resources.contracts import contracts
 from crm_resources.contracts.derive_files import narrowed_contracts, write_files
-from crm_resources.contracts.derive_postgres import postgres_type, raw_tables
+from crm_resources.contracts.derive_postgres import RAW_SCHEMA, postgres_type, raw_tables
 from crm_resources.lake import open_table
 from crm_resources.lake_tables import stored_changes
 from crm_resources.layout import BATCHES, BRONZE, DEAD_LETTERS, DUPLICATES, REPLAYS, SILVER
@@ -58,6 +58,7 @@ def _manifest_knows_the_contracts() -> bool:
     if not MANIFEST.exists():
         return False
     sources: dict[str, Any] = json.loads(MANIFEST.read_text())["sources"]
-    kept = {s["name"]: [(c["name"], c["data_type"], c["description"]) for c in s["columns"].values()] for s in sources.values()}
+    raw = [source for source in sources.values() if source["schema"] == RAW_SCHEMA]
+    kept = {s["name"]: [(c["name"], c["data_type"], c["description"]) for c in s["columns"].values()] for s in raw}
     tables = [table for contract in contracts() for table in raw_tables(contract)]
     return kept == {t.name: [(c.name, postgres_type(c), c.description) for c in t.columns] for t in tables}

@@ -2,7 +2,6 @@
 
 import json
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -21,11 +20,8 @@ def audit(pipeline: Pipeline) -> dict:
 
 def runs_of(pipeline: Pipeline, job: str) -> list[str]:
     """States of a job's runs, the oldest first, as the webserver tells them."""
-    query = f'{{ runsOrError(filter: {{pipelineName: "{job}"}}) {{ ... on Runs {{ results {{ status }} }} }} }}'
-    request = urllib.request.Request(f"{pipeline.url}/graphql", json.dumps({"query": query}).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        found = json.load(answer)["data"]["runsOrError"]["results"]
-    return [run["status"] for run in reversed(found)]
+    query = "query ($job: String!) { runsOrError(filter: {pipelineName: $job}) { ... on Runs { results { status } } } }"
+    return [run["status"] for run in reversed(pipeline.ask(query, job=job)["runsOrError"]["results"])]
 
 
 def test_new_data_reaches_the_marts_without_a_click_and_the_books_close(pipeline: Pipeline):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil  # noqa: TID253 -- looks at the processes from outside
 import pytest
@@ -31,17 +29,8 @@ LAUNCH = """mutation ($selection: [AssetKeyInput!]!) { launchRun(executionParams
 STATUS = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 
 
-def ask(pipeline: Pipeline, query: str, **variables: Any) -> dict[str, Any]:
-    body = json.dumps({"query": query, "variables": variables}).encode()
-    request = urllib.request.Request(f"{pipeline.url}/graphql", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        found = json.load(answer)
-    assert "errors" not in found, found
-    return dict(found["data"])
-
-
 def state_of(pipeline: Pipeline, run_id: str) -> str:
-    return str(ask(pipeline, STATUS, id=run_id)["runOrError"]["status"])
+    return str(pipeline.ask(STATUS, id=run_id)["runOrError"]["status"])
 
 
 def pid_of(pipeline: Pipeline, service: Service) -> int:
@@ -78,7 +67,7 @@ def driver(pipeline: Pipeline) -> Iterator[int]:
 def test_the_stream_outlives_a_killed_run_a_killed_daemon_and_a_killed_webserver(pipeline: Pipeline, driver: int):
     server = psutil.Process(pid_of(pipeline, Service.CODE_SERVER))
     others = {p.pid for p in server.children(recursive=True)}
-    launched = ask(pipeline, LAUNCH, selection=[{"path": ["stream", "driver"]}])["launchRun"]
+    launched = pipeline.ask(LAUNCH, selection=[{"path": ["stream", "driver"]}])["launchRun"]
     run_id = launched["run"]["runId"]
 
     wait_until(lambda: state_of(pipeline, run_id) == "STARTED", "the run that applies the stream has begun")
