@@ -11,12 +11,16 @@ PY := $(BIN)/python
 LOCAL := $(PY) -m deploy.local
 READY := .venv/.ready
 
+# So many processes of tests, each with a stack of its own, in the order of the files: unit tests fill the end. JOBS=1: one after the other.
+JOBS ?= 2
+SIDE_BY_SIDE = $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadscope --no-loadscope-reorder)
+
 # The clock of `make demo` starts before anything is set up.
 export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit test test-unit test-integration lint contracts \
-	marts-page dbt-docs audiences audience-export dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream bench-marts faults-stream \
+	marts-page dbt-docs audiences audience-export dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream bench-marts bench-freshness faults-stream \
 	judge-population judge-models fit-models evaluate-models bench-generator bench-rates validate
 
 help: ## List the commands
@@ -110,17 +114,17 @@ lint: $(READY) ## Style, types, directions of imports, SQL
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/sqlfluff lint --disable-progress-bar dbt/models
+	$(BIN)/sqlfluff lint --disable-progress-bar dbt
 	$(PY) -m crm_assets.warehouse.layer_rules
 
-test: lint ## Lint, then all tests; the integration tests start the real stack themselves
-	$(BIN)/pytest $(ARGS)
+test: lint ## Lint, then all tests; the integration tests start the real stack themselves (JOBS=1: not two at a time)
+	$(BIN)/pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-unit: $(READY) ## Tests that need no service
 	$(BIN)/pytest tests/unit $(ARGS)
 
 test-integration: $(READY) ## Tests against the real stack
-	$(BIN)/pytest tests/integration $(ARGS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/integration $(ARGS)
 
 validate: $(READY) ## Load the code location with every service down
 	@$(BIN)/dagster definitions validate -w workspace.yaml
@@ -145,6 +149,9 @@ bench-stream: $(READY) ## Measure latency at held rates, and the largest rate th
 
 bench-marts: $(READY) ## Measure refreshes of the marts as the history grows, and scoring as the customers do (ARGS="--sizes 100000,500000")
 	@$(PY) -m tests.benchmarks.bench_marts $(ARGS)
+
+bench-freshness: $(READY) ## Measure how old the marts are while events come in and nobody clicks (ARGS="--rate 50 --seconds 300")
+	@$(PY) -m tests.benchmarks.bench_freshness $(ARGS)
 
 faults-stream: $(READY) ## Throw faults at the stream; the audit judges, and each control must fail (ARGS="--only F9 --kills 3")
 	@$(PY) -m tests.faults $(ARGS)

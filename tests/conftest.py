@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from crm_resources.settings import REPOSITORY, Settings, load_settings
 from deploy.local import jars
@@ -27,6 +28,23 @@ from deploy.local.lake_choice import LakeKind
 from deploy.local.stack import Stack
 
 ENVIRONMENT = "test"
+
+
+OF_DAGSTER = ("browser/test_ui.py", "integration/test_local_stack.py", "integration/test_pipeline.py", "test_stream_outlives_dagster.py")
+"""Modules that need Dagster's services and data in the marts, which takes longer than most of their tests."""
+
+
+class ByModule(LoadScopeScheduling):
+    """Tests of a module stay in one process, and those of Dagster's modules too; each process has a stack of its own."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return "dagster" if module.endswith(OF_DAGSTER) else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
+    """Who gives the tests to the processes, where there are several."""
+    return ByModule(config, log)
 
 
 @pytest.fixture(scope="session")

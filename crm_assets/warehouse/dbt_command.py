@@ -33,7 +33,12 @@ def run_dbt(
         project: folder of the project.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CRM_", "DBT_"))}
+    command = [program(), *command_line(arguments, folder=folder, project=project)]
+    return subprocess.run(command, env=inherited | dict(variables or {}), capture_output=True, text=True, check=False)
+
+
+def command_line(arguments: Sequence[str], *, folder: Path | str, project: Path = PROJECT) -> list[str]:
+    """What dbt is called with: the arguments and the places; see `run_dbt`."""
     places = ("--project-dir", os.fspath(project), "--profiles-dir", os.fspath(project))
     targets = ("--target-path", os.fspath(folder), "--log-path", os.fspath(folder))
-    command = [program(), *arguments, *places, *targets, "--no-version-check"]
-    return subprocess.run(command, env=inherited | dict(variables or {}), capture_output=True, text=True, check=False)
+    return [*arguments, *places, *targets, "--no-version-check"]

@@ -74,7 +74,8 @@ def crash_points(ground: Ground) -> Trial:
         findings = with_finding(judged(result), Invariant.I6, healed)
     missed = tuple(f"the driver did not die at {p.value}" for p, there in hit.items() if not there)
     seen = f"the driver died at {', '.join(p.value for p, there in hit.items() if there) or 'no point'}"
-    control = _crashed(ground, "f4pointscontrol", UNPROTECTED_POINTS, [Protection.TRANSACTIONS])
+    unprotected = [p for p in UNPROTECTED_POINTS if p in points] or UNPROTECTED_POINTS
+    control = _crashed(ground, "f4pointscontrol", unprotected, [Protection.TRANSACTIONS])
     fault = f"kill -9 of the driver at {len(points)} places between its writes"
     figures = counted(result) | {"crash_points": len(points), "crash_points_hit": len(points) - len(missed)}
     return Trial("F4", "f4_points", fault, findings, (control,), time.monotonic() - begun, figures, (seen,), missed)

@@ -104,7 +104,7 @@ def test_lineage_leads_from_the_broker_to_the_segments():
     )
 
 
-@pytest.mark.parametrize("spec", specs(), ids=lambda s: s.key.to_user_string())
+@pytest.mark.parametrize("spec", sorted(specs(), key=lambda s: s.key), ids=lambda s: s.key.to_user_string())
 def test_each_asset_says_who_owns_it_what_it_is_and_what_it_is_made_of(spec: dg.AssetSpec):
     assert spec.owners
     assert spec.group_name

@@ -28,9 +28,9 @@ from crm_resources.kafka import consumer, ensure, offsets, producer
 from crm_resources.lake import files_of, open_table, read_columns, row_count
 from crm_resources.lake_lock import LakeLocked
 from crm_resources.layout import BATCHES, BRONZE, topic_name
-from crm_resources.object_store import ObjectStore
 from crm_resources.settings import Settings
 from tests.driver_process import DEADLINE_SECONDS, DriverProcess, wait_until
+from tests.integration.lakes import on_both_lakes
 from tests.integration.stream.messages import good_message
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ def never() -> StreamProgress:
     raise AssertionError("the driver has not reported")
 
 
-@pytest.mark.parametrize(("lake_kind", "checkpoint"), [("disk", "kept"), ("disk", "lost"), ("minio", "lost")], indirect=["lake_kind"])
-def test_killed_driver_leaves_no_java_and_goes_on_where_it_was(driver: DriverProcess, checkpoint: str) -> None:
+@on_both_lakes
+def test_killed_driver_leaves_no_java_and_goes_on_where_it_was_without_its_checkpoints(driver: DriverProcess) -> None:
     driver.start()
     java = driver.java()
     send(driver.settings, 300, seed=2)
@@ -140,8 +140,7 @@ def test_killed_driver_leaves_no_java_and_goes_on_where_it_was(driver: DriverPro
     driver.running.kill()
     driver.running.wait()
     wait_until(lambda: not java.is_running() or java.status() == psutil.STATUS_ZOMBIE, "Java ends when its parent is gone")
-    if checkpoint == "lost":
-        shutil.rmtree(driver.settings.checkpoint_root)
+    shutil.rmtree(driver.settings.checkpoint_root)
     send(driver.settings, 300, seed=3)
     driver.start()
 
@@ -190,10 +189,7 @@ def test_catch_up_gives_the_tables_the_stream_gives(driver: DriverProcess, spark
     assert done.ingested == done.refined.read == 250
     assert run_both_steps(spark, settings).refined.read == 0
     in_batch = content(settings)
-    if settings.lake_on_object_store:
-        ObjectStore(settings).delete_folder("")
-    else:
-        Path(settings.lake_root).rename(f"{settings.lake_root}-batch")
+    Path(settings.lake_root).rename(f"{settings.lake_root}-batch")
     Path(settings.checkpoint_root).rename(f"{settings.checkpoint_root}-batch")
     driver.start()
     wait_until(lambda: driver.placed() == 250, "250 records have a place")
