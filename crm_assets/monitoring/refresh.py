@@ -82,7 +82,7 @@ def business_date(now: datetime, timezone: str, as_of: date | None) -> date:
 @dg.sensor(
     name="refresh_marts",
     job_name=REFRESH_JOB,
-    minimum_interval_seconds=10,
+    minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Sees new silver versions and asks for one load and one dbt invocation, at most one in flight.",
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from crm_assets.warehouse.assets import NIGHTLY
+from crm_assets.warehouse.assets import LEFT_TO_THE_NIGHT
 from crm_assets.warehouse.load import load_all, reset_entity
 from crm_assets.warehouse.manifest import MANIFEST
 from crm_assets.warehouse.mart_digests import digest_marts, models_fingerprint
@@ -147,7 +147,7 @@ def test_a_refresh_tests_the_rows_it_has_built_and_no_others(started: Settings):
     append(started, [order("tested", at(3), [("A", 1, "1.00")], customer_id="ann")])
     spoil("odd")
     try:
-        refresh(started, "build", "--exclude", f"tag:{NIGHTLY}")
+        refresh(started, "build", "--exclude", *LEFT_TO_THE_NIGHT)
         with pytest.raises(AssertionError, match="accepted_values_fct_order_lines"):
             run_dbt(started, "test", "--select", "fct_order_lines")
     finally:
