@@ -30,8 +30,8 @@ NIGHTLY = "nightly"
 
 LEFT_TO_THE_NIGHT = f"tag:{NIGHTLY} test_name:not_null test_name:unique"
 """Tests that a refresh of what changed leaves out, as dbt selects them. The last two are rules of the tables
-(`dbt/macros/table_rules.sql`): PostgreSQL refuses the row, and a query for each of a hundred and fifty columns would take as long as all the
-rest of the refresh."""
+(`dbt/macros/table_rules.sql`): PostgreSQL refuses the row, and a query for each of a hundred and fifty columns would take as long as all
+the rest of the refresh."""
 
 FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=26), warn_window=timedelta(seconds=60))
 """Marts show an event within a minute while events come, so a minute without a refresh is a warning: in a busy shop it is late, in a
