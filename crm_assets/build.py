@@ -19,6 +19,7 @@ from crm_assets.monitoring import checks, refresh, upkeep
 from crm_assets.streaming import assets as streaming
 from crm_assets.streaming import replay_job
 from crm_assets.warehouse import assets as warehouse
+from crm_assets.warehouse import customers_page
 from crm_assets.warehouse.audiences.job import export_audiences_job
 from crm_assets.warehouse.models import assets as models
 from crm_assets.warehouse.time_travel_job import time_travel_job
@@ -53,12 +54,14 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
             warehouse.load_raw,
             *warehouse.dbt_assets_definition(),
             models.fit_purchase_models,
+            customers_page.customers_page,
         ],
         asset_checks=[*checks.asset_checks, *streaming.asset_checks, *lake_health.asset_checks],
         jobs=[
             warehouse.refresh_job,
             time_travel_job,
             models.fit_models_job,
+            customers_page.customers_page_job,
             export_audiences_job,
             checks.audit_job,
             *streaming.jobs,
@@ -75,6 +78,7 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
             *lake_upkeep.schedules,
             lake_health.lake_health_schedule,
             models.fit_models_schedule,
+            customers_page.customers_page_schedule,
         ],
         resources={**resources, **(overrides or {})},
         # A process per step costs some ten seconds on two cores and brings nothing on one machine.

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from crm_assets.build import build_defs
 from crm_assets.warehouse.marts_page import NothingToShow, model_pictures, pictures, read_marts, write_page
 from crm_assets.warehouse.models.evaluation import HORIZON_DAYS
 from crm_assets.warehouse.models.reading import read_hold_out
@@ -320,6 +321,20 @@ def test_the_page_shows_what_the_marts_hold(built: Settings, tmp_path: Path):
     for section in sections:
         assert (tmp_path / f"{section.name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"({section.name}.png)" in (tmp_path / "README.md").read_text()
+
+
+def test_the_ui_shows_the_plots(built: Settings, monkeypatch: pytest.MonkeyPatch):
+    variables = {"CRM_HOME": built.home, "CRM_ENV": built.env, "CRM_AS_OF": built.as_of, "CRM_BUSINESS_TIMEZONE": built.business_timezone}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+
+    done = build_defs().resolve_job_def("show_customers").execute_in_process()
+
+    (materialization,) = done.asset_materializations_for_node("reports__customers")
+    shown = {name: str(value.value) for name, value in materialization.metadata.items()}
+    assert shown["as_of"] == str(built.as_of)
+    assert [name for name, text in shown.items() if "](data:image/png;base64,iVBOR" in text] == ["segments", "movements", "cohorts"]
+    assert Path(shown["page"]).read_text().count("data:image/png;base64,") == 3
 
 
 def test_a_data_set_without_marts_has_no_page(stack_services: Stack):
