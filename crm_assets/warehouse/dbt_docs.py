@@ -10,6 +10,7 @@ from pathlib import Path
 
 from crm_assets.warehouse.dbt_command import run_dbt
 from crm_resources import warehouse
+from crm_resources.command_end import failed
 from crm_resources.settings import Settings, load_settings
 
 
@@ -56,8 +57,7 @@ def main() -> None:
         try:
             generate(settings, target)
         except (DocsError, warehouse.WarehouseError) as error:
-            Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
-            raise typer.Exit(1) from error
+            raise failed(error) from error
         nodes = json.loads(MANIFEST.read_text())["nodes"].values()
         models = [node for node in nodes if node["resource_type"] == "model"]
         figures = {

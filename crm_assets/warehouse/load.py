@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from crm_resources import lake, warehouse
+from crm_resources.command_end import failed
 from crm_resources.contracts import ChildTable, Column, Contract, contract_for, contracts
 from crm_resources.contracts.derive_postgres import LOADED_AT, RAW_SCHEMA, RawTable, raw_tables
 from crm_resources.contracts.evolution import SchemaRefused
@@ -271,8 +272,7 @@ def main() -> None:
             else:
                 results = load_all(settings)
         except (LoadError, warehouse.WarehouseError, SchemaRefused, KeyError) as error:
-            Console(stderr=True).print(f"[red]error:[/red] {error}")
-            raise typer.Exit(1) from error
+            raise failed(error) from error
         for result in results:
             Console().print(
                 f"{result.entity}: {result.rows_inserted:,} of {result.rows_read:,} rows new, "

@@ -17,6 +17,7 @@ import typer
 
 from crm_assets.warehouse.plotted_page import html_page, image, png_of
 from crm_resources import warehouse
+from crm_resources.command_end import failed
 from crm_resources.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -263,8 +264,7 @@ def main() -> None:
             marts = read_marts(settings, days)
             sections = [*pictures(marts), *model_pictures(settings, marts.as_of)]
         except (NothingToShow, warehouse.WarehouseError) as error:
-            Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
-            raise typer.Exit(2) from error
+            raise failed(error, 2) from error
         path = write_page(folder or settings.reports_dir / f"marts-{settings.env}", f"Customers of {settings.env}", sections)
         table = Table("segment", "as booked", "restated", title=f"customers as of {marts.as_of}", title_justify="left")
         for segment, _, booked, restated in marts.sizes:

@@ -13,6 +13,7 @@ import typer
 from crm_assets.warehouse.time_travel import Journey, Outcome, check_reachable, find_destination, kept_databases, travel
 from crm_assets.warehouse.travel_choice import TimeTravelError
 from crm_resources import lake, refresh_reports
+from crm_resources.command_end import failed
 from crm_resources.layout import SILVER
 from crm_resources.report import write_report
 from crm_resources.settings import Settings, load_settings
@@ -52,8 +53,7 @@ def main(
         destination = find_destination(settings, now=started, at=at, report_id=report, versions=versions, as_of=as_of)
         journey = travel(settings, destination, keep=keep)
     except (TimeTravelError, WarehouseError, lake.LakeError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
-        raise typer.Exit(2) from error
+        raise failed(error, 2) from error
     print_journey(settings, journey, console)
     write_report(settings.reports_dir, "time-travel", journey.verdict, journey.figures(), started=started)
     if journey.differing:

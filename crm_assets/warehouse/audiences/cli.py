@@ -18,6 +18,7 @@ from crm_assets.warehouse.audiences.identities import Identity, PseudonymKeyMiss
 from crm_assets.warehouse.audiences.ledger import ExportUnderWay, last_acknowledged
 from crm_assets.warehouse.audiences.reconcile import Action
 from crm_resources import warehouse
+from crm_resources.command_end import failed
 from crm_resources.contracts.evolution import SchemaRefused
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import REPOSITORY, load_settings
@@ -43,7 +44,7 @@ def list_() -> None:
         )
         exported = last_acknowledged(settings)
     except _FAULTS as error:
-        raise _told(error) from error
+        raise failed(error) from error
     table = Table("audience", "consent", "segment", "risk", "value", "members", "last change", "last exported")
     for audience in audiences:
         risk, value = audience.risk, audience.value
@@ -81,7 +82,7 @@ def export(
         result = export_audiences(settings, destination_of(settings, to, identity, folder), identity, audience or ())
     except _FAULTS as error:
         write_report(settings.reports_dir, "audience-export", Verdict.FAIL, {}, started=started)
-        raise _told(error) from error
+        raise failed(error) from error
     table = Table("audience", "joins", "leaves")
     for name in result.audiences:
         table.add_row(name, *(f"{result.sent[name, action]:,}" for action in Action))
@@ -97,16 +98,9 @@ def write() -> None:
     try:
         written = write_files()
     except AudienceError as error:
-        raise _told(error) from error
+        raise failed(error) from error
     for path in written:
         typer.echo(f"{path.relative_to(REPOSITORY)} rewritten")
-
-
-def _told(error: Exception) -> typer.Exit:
-    from rich.console import Console
-
-    Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
-    return typer.Exit(1)
 
 
 def _condition(names: str, least: float | None, most: float | None) -> str:

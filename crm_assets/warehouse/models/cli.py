@@ -18,6 +18,7 @@ from crm_assets.warehouse.models.evaluation_result import Evaluation
 from crm_assets.warehouse.models.fitting import FitError, PurchaseFit, fit_purchases
 from crm_assets.warehouse.models.histories import Family, HistoryError
 from crm_assets.warehouse.models.page import CALIBRATION_HEADINGS, SCORE_HEADINGS, calibration_rows, page, score_rows
+from crm_resources.command_end import failed
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import load_settings
 from crm_resources.warehouse import WarehouseError
@@ -38,7 +39,7 @@ def fit_command(
     try:
         found = fit_purchases(read_histories(file), model)
     except (CsvError, FitError) as error:
-        raise _failed(error) from error
+        raise failed(error, 2) from error
     facts = fit_facts(found)
     if as_json:
         typer.echo(json.dumps(facts))
@@ -83,7 +84,7 @@ def refit_command() -> None:
     try:
         done = refit(settings, as_of=models_as_of(settings, started), now=started)
     except (WarehouseError, FitError, HistoryError) as error:
-        raise _failed(error) from error
+        raise failed(error, 2) from error
     console = Console()
     console.print(f"{settings.env}, as of {done.as_of}: {done.gate.customers:,} customers, {done.gate.days} days", highlight=False)
     figures: dict[str, float] = {"customers": done.gate.customers, "stored_versions": done.stored_versions}
@@ -137,7 +138,7 @@ def evaluate_command(
         split = date.fromisoformat(as_of) if as_of else shown - timedelta(days=horizon)
         found = evaluate_past(settings, split, horizon, shown=shown)
     except (WarehouseError, FitError, ValueError) as error:
-        raise _failed(error) from error
+        raise failed(error, 2) from error
     for name, evaluation in found.items():
         print_evaluation(name, evaluation, console)
     path = settings.reports_dir / f"purchase-models-{settings.env}.html"
@@ -167,10 +168,3 @@ def print_evaluation(name: str, found: Evaluation, console: Console) -> None:
         console.print(table)
     style = "yellow" if found.miscalibrated else "green"
     console.print(f"{found.calibration_reason}", style=style, soft_wrap=True, highlight=False)
-
-
-def _failed(error: Exception) -> typer.Exit:
-    from rich.console import Console
-
-    Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
-    return typer.Exit(2)
