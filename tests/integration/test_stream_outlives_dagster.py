@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil  # noqa: TID253 -- looks at the processes from outside
@@ -27,6 +28,15 @@ LAUNCH = """mutation ($selection: [AssetKeyInput!]!) { launchRun(executionParams
 }) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 
 STATUS = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
+
+
+def commands_below(pid: int) -> list[str]:
+    """Command lines of a process's descendants; one that ends meanwhile has none."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a zombie is one as well
+            found.append(" ".join(process.cmdline()))
+    return found
 
 
 def state_of(pipeline: Pipeline, run_id: str) -> str:
@@ -107,6 +117,5 @@ def test_the_stream_is_given_other_cores_and_goes_on_where_it_was(pipeline: Pipe
         reaches_the_lake(pipeline, f"with {cores} cores".encode())
         status = stream.status()
         assert status.pid is not None
-        commands = [" ".join(p.cmdline()) for p in psutil.Process(status.pid).children(recursive=True)]
-        assert any(f"local[{cores}]" in command for command in commands), commands
+        assert any(f"local[{cores}]" in command for command in commands_below(status.pid)), commands_below(status.pid)
     pipeline.settle()
