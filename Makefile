@@ -11,7 +11,7 @@ PY := $(BIN)/python
 LOCAL := $(PY) -m deploy.local
 READY := .venv/.ready
 
-# So many processes of tests, each with a stack of its own, in the order of the files: unit tests fill the end. JOBS=1: one after the other.
+# So many processes of tests, each with a stack of its own (`tests/conftest.py` says what runs in which). JOBS=1: one after the other.
 JOBS ?= 2
 SIDE_BY_SIDE = $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadscope --no-loadscope-reorder)
 

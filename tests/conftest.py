@@ -35,11 +35,15 @@ OF_DAGSTER = ("browser/test_ui.py", "integration/test_local_stack.py", "integrat
 
 
 class ByModule(LoadScopeScheduling):
-    """Tests of a module stay in one process, and those of Dagster's modules too; each process has a stack of its own."""
+    """Tests of a module stay in one process, all that run Spark or Dagster in the same one; each process has a stack of its own.
+
+    Two Sparks on two cores are slower side by side than one after the other.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.partition("::")[0]
-        return "dagster" if module.endswith(OF_DAGSTER) else module
+        heavy = module.endswith(OF_DAGSTER) or "/stream/" in module or "/faults/" in module
+        return "spark and dagster" if heavy else module
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
