@@ -7,7 +7,6 @@ Belongs here: what must be there before what. Not here: any service's own config
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -344,6 +343,7 @@ class Stack:
         if self._embeds_postgres:
             dsn = postgres.server_dsn(self.settings, postgres.maintenance_database(self.settings), numbers[Port.POSTGRES])
             self._await(Service.POSTGRES, lambda: postgres.answers(dsn), "PostgreSQL")
+            postgres.shorten_login(self.settings, dsn)
         else:
             silent = postgres.why_silent(postgres.server_dsn(self.settings, postgres.maintenance_database(self.settings)))
             if silent:
@@ -359,6 +359,8 @@ class Stack:
         )
         maintenance = postgres.server_dsn(settings, postgres.maintenance_database(settings))
         fresh = postgres.ensure_database(maintenance, dagster.database(settings))
+        if self._embeds_postgres:
+            postgres.commit_without_waiting(maintenance, dagster.database(settings))
         postgres.ensure_database(maintenance, settings.database)
         self._prepare_warehouse()
         dagster.prepare(settings, numbers)
@@ -382,8 +384,6 @@ class Stack:
             self._started.append(Service.STREAM.value)
 
     def _prepare_warehouse(self) -> None:
-        if importlib.util.find_spec("crm_resources.warehouse") is None:
-            return
         from crm_resources import warehouse
 
         with self._say.step(f"preparing database {self.settings.database}"):
