@@ -44,6 +44,8 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
     unknown = set(overrides or {}) - set(resources)
     if unknown:
         raise KeyError(f"no resource named {', '.join(sorted(unknown))}; known: {', '.join(sorted(resources))}")
+    models_of_dbt = warehouse.dbt_assets_definition()
+    refresh_jobs = warehouse.refresh_jobs(models_of_dbt)
     return dg.Definitions(
         assets=[
             *infrastructure.assets,
@@ -52,13 +54,13 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
             *lakehouse.assets,
             *lake_upkeep.assets,
             warehouse.load_raw,
-            *warehouse.dbt_assets_definition(),
+            models_of_dbt,
             models.fit_purchase_models,
             customers_page.customers_page,
         ],
         asset_checks=[*checks.asset_checks, *streaming.asset_checks, *lake_health.asset_checks],
         jobs=[
-            warehouse.refresh_job,
+            *refresh_jobs,
             time_travel_job,
             models.fit_models_job,
             customers_page.customers_page_job,
@@ -70,7 +72,7 @@ def build_defs(overrides: Mapping[str, object] | None = None) -> dg.Definitions:
             lake_health.lake_health_job,
             upkeep.purge_runs,
         ],
-        sensors=[*topics.sensors, *streaming.sensors, *lakehouse.sensors, refresh.refresh_sensor],
+        sensors=[*topics.sensors, *streaming.sensors, *lakehouse.sensors, refresh.refresh_sensor(refresh_jobs)],
         schedules=[
             refresh.nightly_refresh,
             upkeep.purge_schedule,

@@ -4,9 +4,10 @@ Belongs here: comparing silver versions with the loader's bookmarks, one run at 
 turn of the business date. Not here: loading or dbt (`crm_assets.warehouse`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -14,8 +15,15 @@ import dagster as dg
 from crm_resources.contracts import contracts
 from crm_resources.dagster_resources import SettingsResource
 from crm_resources.layout import SILVER
+from crm_resources.settings import Settings
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 REFRESH_JOB = "refresh"
+EVERYTHING_JOB = "refresh_everything"
+"""Builds and tests every row, whatever has changed."""
+
 EVERYTHING_TAG = "crm/everything"
 """Tag of a run; `true` has it build and test every row, whatever has changed."""
 
@@ -43,9 +51,9 @@ class RefreshState:
 
 @dataclass(frozen=True)
 class RefreshDecision:
-    """Refresh now or not, and why, for the person who reads the tick."""
+    """Which job to run now, if any, and why, for the person who reads the tick."""
 
-    refresh: bool
+    job: str | None
     reason: str
 
 
@@ -54,18 +62,18 @@ def decide_refresh(state: RefreshState, now: datetime) -> RefreshDecision:
     behind = sorted(name for name, version in state.versions.items() if state.bookmarks.get(name, -1) < version)
     turned = bool(state.versions) and state.marts_as_of != state.business_date
     if not behind and not turned:
-        return RefreshDecision(False, "marts are up to date")
+        return RefreshDecision(None, "marts are up to date")
     if state.in_flight:
-        return RefreshDecision(False, "a refresh is under way")
+        return RefreshDecision(None, "a refresh is under way")
     if state.failures and state.last_failure_at is not None:
         again_at = state.last_failure_at + back_off(state.failures)
         if now < again_at:
-            return RefreshDecision(False, f"{state.failures} failed in a row; next try at {again_at:%H:%M:%S} UTC")
+            return RefreshDecision(None, f"{state.failures} failed in a row; next try at {again_at:%H:%M:%S} UTC")
     why = [f"new versions of {', '.join(behind)}"] if behind else []
     if turned:
         shown = f"marts show {state.marts_as_of}" if state.marts_as_of else "nothing is there yet"
         why.append(f"first refresh of {state.business_date} ({shown}), which builds everything")
-    return RefreshDecision(True, "; ".join(why))
+    return RefreshDecision(EVERYTHING_JOB if turned else REFRESH_JOB, "; ".join(why))
 
 
 def back_off(failures: int) -> timedelta:
@@ -79,41 +87,46 @@ def business_date(now: datetime, timezone: str, as_of: date | None) -> date:
     return as_of or now.astimezone(ZoneInfo(timezone)).date()
 
 
-@dg.sensor(
-    name="refresh_marts",
-    job_name=REFRESH_JOB,
-    minimum_interval_seconds=5,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Sees new silver versions and asks for one load and one dbt invocation, at most one in flight.",
-)
-def refresh_sensor(context: dg.SensorEvaluationContext, settings: SettingsResource) -> dg.SensorResult | dg.SkipReason:
-    """Gather the state, decide, request."""
+def refresh_sensor(jobs: Sequence["dg.JobDefinition | UnresolvedAssetJobDefinition"]) -> dg.SensorDefinition:
+    """The sensor over the two jobs it may ask for, `REFRESH_JOB` and `EVERYTHING_JOB`."""
+
+    @dg.sensor(
+        name="refresh_marts",
+        jobs=jobs,
+        minimum_interval_seconds=5,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Sees new silver versions and asks for one load and one dbt invocation, at most one in flight.",
+    )
+    def refresh_marts(context: dg.SensorEvaluationContext, settings: SettingsResource) -> dg.SensorResult | dg.SkipReason:
+        decision = decide_refresh(_state(context.instance, settings.load()), datetime.now(UTC))
+        if decision.job is None:
+            return dg.SkipReason(decision.reason)
+        return dg.SensorResult(run_requests=[dg.RunRequest(job_name=decision.job, tags={"crm/why": decision.reason[:250]})])
+
+    return refresh_marts
+
+
+def _state(instance: dg.DagsterInstance, settings: Settings) -> RefreshState:
     from crm_resources import lake, warehouse
 
-    loaded = settings.load()
-    now = datetime.now(UTC)
-    found = {c.plural: lake.table_version(loaded, SILVER[c.plural].path) for c in contracts()}
-    in_flight, failures, last_failure_at = _recent_runs(context.instance)
-    state = RefreshState(
+    found = {c.plural: lake.table_version(settings, SILVER[c.plural].path) for c in contracts()}
+    in_flight, failures, last_failure_at = _recent_runs(instance)
+    return RefreshState(
         versions={name: version for name, version in found.items() if version is not None},
-        bookmarks={name: mark.version for name, mark in warehouse.bookmarks(loaded).items()},
+        bookmarks={name: mark.version for name, mark in warehouse.bookmarks(settings).items()},
         in_flight=in_flight,
         failures=failures,
         last_failure_at=last_failure_at,
-        marts_as_of=warehouse.last_refresh_as_of(loaded),
-        business_date=business_date(now, loaded.business_timezone, loaded.as_of),
+        marts_as_of=warehouse.last_refresh_as_of(settings),
+        business_date=business_date(datetime.now(UTC), settings.business_timezone, settings.as_of),
     )
-    decision = decide_refresh(state, now)
-    if not decision.refresh:
-        return dg.SkipReason(decision.reason)
-    return dg.SensorResult(run_requests=[dg.RunRequest(tags={"crm/why": decision.reason[:250]})])
 
 
 nightly_refresh = dg.ScheduleDefinition(
     name="refresh_everything_nightly",
-    job_name=REFRESH_JOB,
+    job_name=EVERYTHING_JOB,
     cron_schedule="20 2 * * *",
-    tags={EVERYTHING_TAG: "true", "crm/why": "every night: everything is built anew and every row tested"},
+    tags={"crm/why": "every night: everything is built anew and every row tested"},
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Every night at 02:20 UTC: builds all marts from the first row and runs the tests that read whole tables.",
 )
@@ -121,7 +134,10 @@ nightly_refresh = dg.ScheduleDefinition(
 
 def _recent_runs(instance: dg.DagsterInstance) -> tuple[bool, int, datetime | None]:
     """Whether a refresh is under way, failures since the last success, and when the latest failed."""
-    records = instance.get_run_records(dg.RunsFilter(job_name=REFRESH_JOB), limit=_LOOK_BACK_RUNS)
+    found = [
+        r for job in (REFRESH_JOB, EVERYTHING_JOB) for r in instance.get_run_records(dg.RunsFilter(job_name=job), limit=_LOOK_BACK_RUNS)
+    ]
+    records = sorted(found, key=lambda r: r.storage_id, reverse=True)[:_LOOK_BACK_RUNS]
     if any(not r.dagster_run.is_finished for r in records):
         return True, 0, None
     failures = 0

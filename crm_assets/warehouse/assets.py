@@ -10,30 +10,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_assets
 from dagster_dbt.compat import DBT_PYTHON_VERSION
 
 from crm_assets.conventions import OWNERS, POSTGRES_KEY, Group, raw_key, raw_lineage, raw_schema, raw_table_owners, silver_key
-from crm_assets.monitoring.refresh import EVERYTHING_TAG, REFRESH_JOB
+from crm_assets.monitoring.refresh import EVERYTHING_JOB, EVERYTHING_TAG, REFRESH_JOB
 from crm_assets.warehouse.dbt_command import PROJECT as DBT_PROJECT
 from crm_assets.warehouse.dbt_command import program
 from crm_assets.warehouse.lineage import kept_lineage
+from crm_assets.warehouse.table_rules import left_to_the_night
 from crm_resources.contracts import contracts
 from crm_resources.contracts.derive_postgres import raw_tables
 from crm_resources.dagster_resources import SettingsResource
 
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
 DBT_MANIFEST = DBT_PROJECT / "manifest.json"
-
-NIGHTLY = "nightly"
-"""dbt's tag of tests that read whole tables."""
-
-LEFT_TO_THE_NIGHT = f"tag:{NIGHTLY} test_name:not_null test_name:unique"
-"""Tests that a refresh of what changed leaves out, as dbt selects them. The last two are rules of the tables
-(`dbt/macros/table_rules.sql`): PostgreSQL refuses the row, and a query for each of a hundred and fifty columns would take as long as all
-the rest of the refresh."""
 
 FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=26), warn_window=timedelta(seconds=60))
 """Marts show an event within a minute while events come, so a minute without a refresh is a warning: in a busy shop it is late, in a
@@ -162,7 +158,7 @@ def model_key(node: Mapping[str, Any]) -> dg.AssetKey:
     return dg.AssetKey([layer, node["name"]])
 
 
-def dbt_assets_definition() -> list[dg.AssetsDefinition]:
+def dbt_assets_definition() -> dg.AssetsDefinition:
     """The dbt project's models, seeds and tests as one multi-asset, from the manifest kept in the repository."""
 
     @dbt_assets(manifest=DBT_MANIFEST, dagster_dbt_translator=ModelTranslator(), name="dbt_models")
@@ -183,11 +179,9 @@ def dbt_assets_definition() -> list[dg.AssetsDefinition]:
                 if key in context.selected_asset_keys:
                     context.add_asset_metadata({"dagster/column_lineage": lineage}, asset_key=key)
             # One target folder per data set: dbt keeps what it parsed there, which saves five seconds of each refresh.
-            # What changed is tested with it; tests that read whole tables are for runs that build whole tables.
-            left_out = [] if planned.scope.whole else ["--exclude", LEFT_TO_THE_NIGHT]
-            yield from dbt.cli(["build", *left_out], context=context, target_path=loaded.environment_dir / "dbt").stream()
+            yield from dbt.cli(["build"], context=context, target_path=loaded.environment_dir / "dbt").stream()
 
-    return [dbt_models]
+    return dbt_models
 
 
 class DbtCommand(DbtCliResource):
@@ -225,10 +219,29 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-refresh_job = dg.define_asset_job(
-    REFRESH_JOB,
-    selection=dg.AssetSelection.assets(*[spec.key for spec in raw_specs()])
-    | dg.AssetSelection.key_prefixes(["staging"], ["intermediate"], ["marts"], ["seeds"]),
-    executor_def=dg.in_process_executor,
-    description="Loads what is new in silver and runs dbt over it, in one process.",
-)
+def refresh_jobs(models: dg.AssetsDefinition) -> list["UnresolvedAssetJobDefinition"]:
+    """The load and dbt in one process, twice: with the checks of what changed, and with all of them.
+
+    Checks that are no part of a job are not planned in its runs either: an event each in Dagster's storage, before a run begins.
+
+    Args:
+        models: the dbt project as assets.
+    """
+    left_out = left_to_the_night(json.loads(DBT_MANIFEST.read_text()))
+    nightly = [spec.key for spec in models.check_specs if spec.name in left_out]
+    everything = dg.AssetSelection.assets(*[spec.key for spec in raw_specs()]) | dg.AssetSelection.assets(*models.keys)
+    return [
+        dg.define_asset_job(
+            REFRESH_JOB,
+            selection=everything - dg.AssetSelection.checks(*nightly),
+            executor_def=dg.in_process_executor,
+            description="Loads what is new in silver and runs dbt over what it touches, in one process.",
+        ),
+        dg.define_asset_job(
+            EVERYTHING_JOB,
+            selection=everything,
+            executor_def=dg.in_process_executor,
+            tags={EVERYTHING_TAG: "true"},
+            description="Loads what is new in silver, builds all marts from the first row, and tests every row.",
+        ),
+    ]

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from crm_assets.warehouse.assets import LEFT_TO_THE_NIGHT
 from crm_assets.warehouse.load import load_all, reset_entity
 from crm_assets.warehouse.manifest import MANIFEST
 from crm_assets.warehouse.mart_digests import digest_marts, models_fingerprint
 from crm_assets.warehouse.recorded_refresh import PlannedRefresh, recorded_refresh
+from crm_assets.warehouse.table_rules import left_to_the_night, table_rules
 from crm_resources import change_marks, warehouse
 from crm_resources.change_marks import Scope
 from crm_resources.contracts import contract_for
@@ -139,19 +139,69 @@ def test_a_refresh_with_nothing_new_changes_nothing(started: Settings):
     assert contents(started) == before
 
 
+RULES_KEPT = """
+select t.relname as name, 'null' as kind, array[a.attname::text] as columns
+from pg_attribute as a inner join pg_class as t on a.attrelid = t.oid inner join pg_namespace as n on t.relnamespace = n.oid
+where a.attnotnull and a.attnum > 0 and n.nspname in ('intermediate', 'marts')
+union all
+select t.relname, 'key', array(select attname::text from pg_attribute where attrelid = t.oid and attnum = any(i.indkey) order by attname)
+from pg_index as i inner join pg_class as t on i.indrelid = t.oid inner join pg_namespace as n on t.relnamespace = n.oid
+where i.indisunique and i.indpred is null and n.nspname in ('intermediate', 'marts')
+union all
+select t.relname, 'check', array[left(c.conname, -9)::text]
+from pg_constraint as c inner join pg_class as t on c.conrelid = t.oid inner join pg_namespace as n on t.relnamespace = n.oid
+where c.contype = 'c' and c.convalidated and n.nspname in ('intermediate', 'marts')
+"""
+
+
+def test_what_a_refresh_does_not_test_is_a_rule_of_the_table(started: Settings):
+    kept = {(name, kind, *columns) for name, kind, columns in warehouse.fetch_rows(started, RULES_KEPT)}
+    manifest = json.loads(MANIFEST.read_text())
+    wanted: dict[str, tuple[str, ...]] = {}
+    for test in table_rules(manifest):
+        said, table = test["test_metadata"], manifest["nodes"][test["attached_node"]]["name"]
+        match said["name"]:
+            case "not_null":
+                wanted[test["name"]] = (table, "null", test["column_name"])
+            case "unique":
+                wanted[test["name"]] = (table, "key", test["column_name"])
+            case "unique_combination":
+                wanted[test["name"]] = (table, "key", *sorted(said["kwargs"]["columns"]))
+            case _:
+                wanted[test["name"]] = (table, "check", test["name"][:50])
+    assert len(wanted) > 150
+    assert {name: rule for name, rule in wanted.items() if rule not in kept} == {}
+
+
 def test_a_refresh_tests_the_rows_it_has_built_and_no_others(started: Settings):
-    def spoil(line_class: str) -> None:
+    def spoil(key: str) -> None:
         with warehouse.connect(started, autocommit=True) as connection, connection.cursor() as cursor:
-            cursor.execute("update marts.fct_order_lines set line_class = $1::text where order_id = 'guest'", (line_class,))
+            cursor.execute("update marts.fct_order_lines set product_key = $1::text where order_id = 'guest'", (key,))
 
     append(started, [order("tested", at(3), [("A", 1, "1.00")], customer_id="ann")])
-    spoil("odd")
+    ((before,),) = warehouse.fetch_rows(started, "select distinct product_key from marts.fct_order_lines where order_id = 'guest'")
+    spoil("absent")
     try:
-        refresh(started, "build", "--exclude", LEFT_TO_THE_NIGHT)
-        with pytest.raises(AssertionError, match="accepted_values_fct_order_lines"):
+        refresh(started, "build", "--exclude", " ".join(left_to_the_night(json.loads(MANIFEST.read_text()))))
+        with pytest.raises(AssertionError, match="relationships_fct_order_lines_product_key"):
             run_dbt(started, "test", "--select", "fct_order_lines")
     finally:
-        spoil("sale")
+        spoil(before)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ("update marts.fct_order_lines set line_class = 'odd'", "accepted_values_fct_order_lines_line_class"),
+        ("update marts.fct_orders set amount = amount + 1", "order_amount_is_sum_of_classes"),
+        ("update marts.segment_history set valid_from = last_seen + 1", "stays_begin_before_they_end"),
+        ("update marts.fct_orders set order_id = 'one'", "duplicate key"),
+        ("update marts.fct_orders set order_id = null", "null value in column"),
+    ],
+)
+def test_a_table_refuses_what_its_tests_would_find(started: Settings, change: str, rule: str):
+    with pytest.raises(Exception, match=rule), warehouse.connect(started, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute(change)
 
 
 def test_a_late_cancellation_restates_its_day_and_leaves_the_others_alone(started: Settings):

@@ -12,7 +12,9 @@ import pytest
 
 from crm_assets.build import build_defs
 from crm_assets.definitions import defs
-from crm_assets.monitoring.refresh import EVERYTHING_TAG, REFRESH_JOB
+from crm_assets.monitoring.refresh import EVERYTHING_JOB, EVERYTHING_TAG, REFRESH_JOB
+from crm_assets.warehouse.assets import DBT_MANIFEST
+from crm_assets.warehouse.table_rules import left_to_the_night
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SNAPSHOT = Path(__file__).parent / "asset_graph.json"
@@ -126,7 +128,22 @@ def test_what_must_run_by_itself_is_on_by_default():
 
 def test_a_refresh_is_one_load_and_one_dbt_invocation_whatever_stands_between_the_models():
     """The fit of the purchase models reads dbt models and is read by others; a job that held it too would run dbt twice."""
-    assert {node.name for node in defs.resolve_job_def("refresh").graph.nodes} == {"load_raw", "dbt_models"}
+    for job in (REFRESH_JOB, EVERYTHING_JOB):
+        assert {node.name for node in defs.resolve_job_def(job).graph.nodes} == {"load_raw", "dbt_models"}
+
+
+def test_a_refresh_of_what_changed_leaves_out_what_the_tables_refuse_by_themselves_and_nothing_else():
+    manifest = json.loads(DBT_MANIFEST.read_text())
+    tests = {node["name"] for node in manifest["nodes"].values() if node["resource_type"] == "test"}
+
+    def checks(job: str) -> set[str]:
+        nodes = defs.resolve_job_def(job).asset_layer.data
+        return {key.name for node in nodes for key in node.assets_def.check_keys} - {"columns_match_contract"}
+
+    assert checks(EVERYTHING_JOB) == tests
+    assert checks(REFRESH_JOB) == tests - left_to_the_night(manifest)
+    assert "rfm_scores_follow_the_rank_formula" in checks(REFRESH_JOB)
+    assert "not_null_rfm_segments_segment" in checks(REFRESH_JOB), "it holds for some rows only, which no rule of a table can say"
 
 
 @pytest.mark.parametrize("mart", ["fct_orders", "fct_order_lines", "daily_sales", "rfm_segments"])
@@ -138,8 +155,8 @@ def test_marts_promise_to_be_fresh_within_a_minute_and_to_be_rebuilt_every_day(m
 def test_everything_is_built_and_tested_once_a_night():
     (nightly,) = [s for s in defs.schedules or [] if s.name == "refresh_everything_nightly"]
     assert isinstance(nightly, dg.ScheduleDefinition)
-    assert nightly.job_name == REFRESH_JOB
-    assert nightly.tags[EVERYTHING_TAG] == "true"
+    assert nightly.job_name == EVERYTHING_JOB
+    assert defs.resolve_job_def(EVERYTHING_JOB).tags[EVERYTHING_TAG] == "true"
 
 
 def test_an_override_with_a_wrong_name_is_refused():

@@ -5,7 +5,16 @@ from datetime import UTC, date, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crm_assets.monitoring.refresh import FIRST_BACK_OFF, LONGEST_BACK_OFF, RefreshState, back_off, business_date, decide_refresh
+from crm_assets.monitoring.refresh import (
+    EVERYTHING_JOB,
+    FIRST_BACK_OFF,
+    LONGEST_BACK_OFF,
+    REFRESH_JOB,
+    RefreshState,
+    back_off,
+    business_date,
+    decide_refresh,
+)
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -24,38 +33,38 @@ def state(**changes) -> RefreshState:
 
 
 def test_nothing_new_means_no_run():
-    assert not decide_refresh(state(), NOW).refresh
+    assert decide_refresh(state(), NOW).job is None
 
 
 def test_a_new_silver_version_asks_for_a_run_and_names_the_table():
     decision = decide_refresh(state(versions={"orders": 4}), NOW)
-    assert decision.refresh
+    assert decision.job == REFRESH_JOB
     assert "orders" in decision.reason
 
 
 def test_version_zero_is_new_to_an_empty_warehouse():
-    assert decide_refresh(state(versions={"orders": 0}, bookmarks={}), NOW).refresh
+    assert decide_refresh(state(versions={"orders": 0}, bookmarks={}), NOW).job == REFRESH_JOB
 
 
 def test_one_refresh_at_a_time():
-    assert not decide_refresh(state(versions={"orders": 4}, in_flight=True), NOW).refresh
+    assert decide_refresh(state(versions={"orders": 4}, in_flight=True), NOW).job is None
 
 
 def test_the_turn_of_the_business_date_ages_everybody():
     decision = decide_refresh(state(marts_as_of=NOW.date() - timedelta(days=1)), NOW)
-    assert decision.refresh
+    assert decision.job == EVERYTHING_JOB
     assert "builds everything" in decision.reason
     assert "builds everything" not in decide_refresh(state(versions={"orders": 4}), NOW).reason
 
 
 def test_an_empty_lake_never_refreshes():
-    assert not decide_refresh(state(versions={}, bookmarks={}, marts_as_of=None), NOW).refresh
+    assert decide_refresh(state(versions={}, bookmarks={}, marts_as_of=None), NOW).job is None
 
 
 def test_failures_back_off_and_then_try_again():
     failing = state(versions={"orders": 4}, failures=3, last_failure_at=NOW)
-    assert not decide_refresh(failing, NOW + timedelta(seconds=79)).refresh
-    assert decide_refresh(failing, NOW + timedelta(seconds=80)).refresh
+    assert decide_refresh(failing, NOW + timedelta(seconds=79)).job is None
+    assert decide_refresh(failing, NOW + timedelta(seconds=80)).job == REFRESH_JOB
 
 
 @given(st.integers(min_value=1, max_value=60))

@@ -1,4 +1,6 @@
 -- Nobody who was erased, opted out or never agreed is a member of an audience, and no member has a score older than the latest order.
+{{ config(meta={"dagster": {"ref": {"name": "audience_members"}}}) }}
+
 select
     members.audience,
     members.customer_key,

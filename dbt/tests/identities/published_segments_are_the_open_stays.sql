@@ -1,4 +1,6 @@
 -- Whoever has a segment has an open stay in it, and nobody else. Where the marts look back at an earlier date, the history is left out.
+{{ config(meta={"dagster": {"ref": {"name": "segment_history"}}}) }}
+
 with segments as (
 
     select

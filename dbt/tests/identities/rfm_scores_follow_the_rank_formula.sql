@@ -1,4 +1,6 @@
 -- Where the cut points were computed by the run that scored, every score is 1 + (n_below × bands) div n of its own column.
+{{ config(meta={"dagster": {"ref": {"name": "rfm_scores"}}}) }}
+
 with ranked as (
 
     select
