@@ -73,7 +73,7 @@ def decide_scope(kept: ChangeMarks | None, now: ChangeMarks) -> Scope:
         now: what a refresh that starts now would show.
     """
     if kept is None:
-        return Scope(None, "no refresh has ended yet from which this one could go on")
+        return Scope(None, _NO_MARKS)
     was, is_now = kept.basis, now.basis
     if was.as_of != is_now.as_of:
         return Scope(None, f"first refresh of {is_now.as_of}: everybody has aged since {was.as_of}")
@@ -87,7 +87,14 @@ def decide_scope(kept: ChangeMarks | None, now: ChangeMarks) -> Scope:
     return Scope({name: kept.loaded_at.get(name, _NEVER) for name in _plurals()}, "only what new rows touch")
 
 
+def planned_scope(settings: Settings, *, as_of: date, models: str) -> Scope:
+    """What a refresh that starts now would build; for arguments see `current_marks`. Everything where the database is not prepared."""
+    kept = kept_marks(settings)
+    return Scope(None, _NO_MARKS) if kept is None else decide_scope(kept, current_marks(settings, as_of=as_of, models=models))
+
+
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+_NO_MARKS = "no refresh has ended yet from which this one could go on"
 
 
 def current_marks(settings: Settings, *, as_of: date, models: str) -> ChangeMarks:

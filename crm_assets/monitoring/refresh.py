@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
+from crm_resources.change_marks import Scope
 from crm_resources.contracts import contracts
 from crm_resources.dagster_resources import SettingsResource
 from crm_resources.layout import SILVER
@@ -36,8 +37,8 @@ _LOOK_BACK_RUNS = 8  # enough failures in a row to reach the longest back-off
 class RefreshState:
     """What the decision looks at.
 
-    `versions` and `bookmarks` are Delta versions by plural; `marts_as_of` is the as-of date of the last finished refresh
-    and `business_date` the one the marts should show; failures are counted since the last success.
+    `versions` and `bookmarks` are Delta versions by plural; `scope` is what a refresh would build now; failures are counted since
+    the last success.
     """
 
     versions: Mapping[str, int]
@@ -45,8 +46,7 @@ class RefreshState:
     in_flight: bool
     failures: int
     last_failure_at: datetime | None
-    marts_as_of: date | None
-    business_date: date
+    scope: Scope
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class RefreshDecision:
 
 
 def decide_refresh(state: RefreshState, now: datetime) -> RefreshDecision:
-    """Refresh when silver is ahead of a bookmark or the business date turned; one at a time, backing off after failures."""
+    """Refresh when silver is ahead of a bookmark, or the marts stand on another date or other SQL; one at a time, with back-off."""
     behind = sorted(name for name, version in state.versions.items() if state.bookmarks.get(name, -1) < version)
-    turned = bool(state.versions) and state.marts_as_of != state.business_date
-    if not behind and not turned:
+    everything = bool(state.versions) and state.scope.whole
+    if not behind and not everything:
         return RefreshDecision(None, "marts are up to date")
     if state.in_flight:
         return RefreshDecision(None, "a refresh is under way")
@@ -70,10 +70,9 @@ def decide_refresh(state: RefreshState, now: datetime) -> RefreshDecision:
         if now < again_at:
             return RefreshDecision(None, f"{state.failures} failed in a row; next try at {again_at:%H:%M:%S} UTC")
     why = [f"new versions of {', '.join(behind)}"] if behind else []
-    if turned:
-        shown = f"marts show {state.marts_as_of}" if state.marts_as_of else "nothing is there yet"
-        why.append(f"first refresh of {state.business_date} ({shown}), which builds everything")
-    return RefreshDecision(EVERYTHING_JOB if turned else REFRESH_JOB, "; ".join(why))
+    if everything:
+        why.append(f"builds everything: {state.scope.reason}")
+    return RefreshDecision(EVERYTHING_JOB if everything else REFRESH_JOB, "; ".join(why))
 
 
 def back_off(failures: int) -> timedelta:
@@ -107,8 +106,10 @@ def refresh_sensor(jobs: Sequence["dg.JobDefinition | UnresolvedAssetJobDefiniti
 
 
 def _state(instance: dg.DagsterInstance, settings: Settings) -> RefreshState:
-    from crm_resources import lake, warehouse
+    from crm_assets.warehouse.mart_digests import models_fingerprint
+    from crm_resources import change_marks, lake, warehouse
 
+    as_of = business_date(datetime.now(UTC), settings.business_timezone, settings.as_of)
     found = {c.plural: lake.table_version(settings, SILVER[c.plural].path) for c in contracts()}
     in_flight, failures, last_failure_at = _recent_runs(instance)
     return RefreshState(
@@ -117,8 +118,7 @@ def _state(instance: dg.DagsterInstance, settings: Settings) -> RefreshState:
         in_flight=in_flight,
         failures=failures,
         last_failure_at=last_failure_at,
-        marts_as_of=warehouse.last_refresh_as_of(settings),
-        business_date=business_date(datetime.now(UTC), settings.business_timezone, settings.as_of),
+        scope=change_marks.planned_scope(settings, as_of=as_of, models=models_fingerprint()),
     )
 
 

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 
 DBT_MANIFEST = DBT_PROJECT / "manifest.json"
 
+QUICKLY = {"DBT_LOG_LEVEL_FILE": "info", "DBT_WRITE_JSON": "false"}
+"""Variables of a refresh's dbt: without its debug log and its artifacts, which nobody reads and which are a tenth of its work."""
+
+CHANGES = {"DBT_EXCLUDE_RESOURCE_TYPES": "unit_test seed"}
+"""Variables of a dbt that builds only what changed: a seed changes with the models, and then everything is built."""
+
 FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=26), warn_window=timedelta(seconds=60))
 """Marts show an event within a minute while events come, so a minute without a refresh is a warning: in a busy shop it is late, in a
 quiet one nothing has happened. The business date turns every day, and that alone refreshes everything; a day without is a failure."""
@@ -172,7 +178,7 @@ def dbt_assets_definition() -> dg.AssetsDefinition:
         everything = context.run.tags.get(EVERYTHING_TAG) == "true"
         with (
             recorded_refresh(loaded, whole=whole, warn=context.log.warning, everything=everything) as planned,
-            environment(planned.dbt_environment()),
+            environment({**planned.dbt_environment(), **QUICKLY, **(CHANGES if whole and not planned.scope.whole else {})}),
         ):
             context.log.info("builds %s: %s", "everything" if planned.scope.whole else "changes", planned.scope.reason)
             for key, lineage in model_lineage().items():

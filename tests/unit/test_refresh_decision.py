@@ -15,8 +15,13 @@ from crm_assets.monitoring.refresh import (
     business_date,
     decide_refresh,
 )
+from crm_resources.change_marks import Scope
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+CHANGES = Scope({"orders": NOW}, "only what new rows touch")
+EVERYTHING = Scope(None, "the models have changed")
 
 
 def state(**changes) -> RefreshState:
@@ -26,8 +31,7 @@ def state(**changes) -> RefreshState:
         "in_flight": False,
         "failures": 0,
         "last_failure_at": None,
-        "marts_as_of": NOW.date(),
-        "business_date": NOW.date(),
+        "scope": CHANGES,
     }
     return RefreshState(**{**base, **changes})
 
@@ -50,15 +54,15 @@ def test_one_refresh_at_a_time():
     assert decide_refresh(state(versions={"orders": 4}, in_flight=True), NOW).job is None
 
 
-def test_the_turn_of_the_business_date_ages_everybody():
-    decision = decide_refresh(state(marts_as_of=NOW.date() - timedelta(days=1)), NOW)
+def test_what_no_new_row_tells_asks_for_everything_with_all_tests():
+    decision = decide_refresh(state(scope=EVERYTHING), NOW)
     assert decision.job == EVERYTHING_JOB
-    assert "builds everything" in decision.reason
+    assert "builds everything: the models have changed" in decision.reason
     assert "builds everything" not in decide_refresh(state(versions={"orders": 4}), NOW).reason
 
 
 def test_an_empty_lake_never_refreshes():
-    assert decide_refresh(state(versions={}, bookmarks={}, marts_as_of=None), NOW).job is None
+    assert decide_refresh(state(versions={}, bookmarks={}, scope=EVERYTHING), NOW).job is None
 
 
 def test_failures_back_off_and_then_try_again():
