@@ -25,6 +25,7 @@ REFRESH_JOB = "refresh"
 EVERYTHING_JOB = "refresh_everything"
 """Builds and tests every row, whatever has changed."""
 
+LOAD_STEP = "load_raw"
 EVERYTHING_TAG = "crm/everything"
 """Tag of a run; `true` has it build and test every row, whatever has changed."""
 
@@ -37,8 +38,8 @@ _LOOK_BACK_RUNS = 8  # enough failures in a row to reach the longest back-off
 class RefreshState:
     """What the decision looks at.
 
-    `versions` and `bookmarks` are Delta versions by plural; `scope` is what a refresh would build now; failures are counted since
-    the last success.
+    `versions` and `bookmarks` are Delta versions by plural; `in_flight` says that one more refresh would be one too many; `scope` is
+    what a refresh would build now; failures are counted since the last success.
     """
 
     versions: Mapping[str, int]
@@ -94,7 +95,7 @@ def refresh_sensor(jobs: Sequence["dg.JobDefinition | UnresolvedAssetJobDefiniti
         jobs=jobs,
         minimum_interval_seconds=5,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Sees new silver versions and asks for one load and one dbt invocation, at most one in flight.",
+        description="Sees new silver versions and asks for one load and one dbt invocation; one at a time, the next one waiting behind it.",
     )
     def refresh_marts(context: dg.SensorEvaluationContext, settings: SettingsResource) -> dg.SensorResult | dg.SkipReason:
         decision = decide_refresh(_state(context.instance, settings.load()), datetime.now(UTC))
@@ -133,19 +134,30 @@ nightly_refresh = dg.ScheduleDefinition(
 
 
 def _recent_runs(instance: dg.DagsterInstance) -> tuple[bool, int, datetime | None]:
-    """Whether a refresh is under way, failures since the last success, and when the latest failed."""
-    found = [
-        r for job in (REFRESH_JOB, EVERYTHING_JOB) for r in instance.get_run_records(dg.RunsFilter(job_name=job), limit=_LOOK_BACK_RUNS)
-    ]
+    """Whether another refresh has to wait, failures since the last success, and when the latest failed."""
+    filters = [dg.RunsFilter(job_name=job) for job in (REFRESH_JOB, EVERYTHING_JOB)]
+    found = [record for wanted in filters for record in instance.get_run_records(wanted, limit=_LOOK_BACK_RUNS)]
     records = sorted(found, key=lambda r: r.storage_id, reverse=True)[:_LOOK_BACK_RUNS]
-    if any(not r.dagster_run.is_finished for r in records):
+    unfinished = [record.dagster_run for record in records if not record.dagster_run.is_finished]
+    if unfinished and not (len(unfinished) == 1 and _lets_another_start(instance, unfinished[0])):
         return True, 0, None
     failures = 0
     last: datetime | None = None
-    for record in records:
+    for record in (record for record in records if record.dagster_run.is_finished):
         if record.dagster_run.status is not dg.DagsterRunStatus.FAILURE:
             break
         failures += 1
         if last is None and record.end_time:
             last = datetime.fromtimestamp(record.end_time, UTC)
     return False, failures, last
+
+
+def _lets_another_start(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether the refresh has loaded what there was and is at its models, which will not take long.
+
+    The next one begins as a process of its own in this time, a third of a refresh, and waits with its load until this one has ended
+    (`crm_resources.change_marks.only_refresh`).
+    """
+    if run.job_name != REFRESH_JOB:
+        return False
+    return any(step.status is not None and step.status.value == "SUCCESS" for step in instance.get_run_step_stats(run.run_id, [LOAD_STEP]))

@@ -17,14 +17,15 @@ from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_as
 from dagster_dbt.compat import DBT_PYTHON_VERSION
 
 from crm_assets.conventions import OWNERS, POSTGRES_KEY, Group, raw_key, raw_lineage, raw_schema, raw_table_owners, silver_key
-from crm_assets.monitoring.refresh import EVERYTHING_JOB, EVERYTHING_TAG, REFRESH_JOB
+from crm_assets.monitoring.refresh import EVERYTHING_JOB, EVERYTHING_TAG, LOAD_STEP, REFRESH_JOB
 from crm_assets.warehouse.dbt_command import PROJECT as DBT_PROJECT
 from crm_assets.warehouse.dbt_command import program
 from crm_assets.warehouse.lineage import kept_lineage
 from crm_assets.warehouse.table_rules import left_to_the_night
-from crm_resources.contracts import contracts
-from crm_resources.contracts.derive_postgres import raw_tables
+from crm_resources.contracts import Contract, contracts
+from crm_resources.contracts.derive_postgres import RawTable, raw_tables
 from crm_resources.dagster_resources import SettingsResource
+from crm_resources.settings import Settings
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -74,49 +75,53 @@ def schema_check_specs() -> list[dg.AssetCheckSpec]:
 
 
 @dg.multi_asset(
-    name="load_raw",
+    name=LOAD_STEP,
     specs=raw_specs(),
     check_specs=schema_check_specs(),
     can_subset=True,
 )
 def load_raw(context: dg.AssetExecutionContext, settings: SettingsResource) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Load what silver has gained since the bookmark, one transaction per entity."""
-    from crm_assets.warehouse.load import load_entity
-    from crm_resources import warehouse
+    from crm_resources import change_marks, warehouse
 
     loaded = settings.load()
     warehouse.prepare(loaded)
-    selected = context.selected_asset_keys
-    for contract in contracts():
-        tables = raw_tables(contract)
-        if not any(raw_key(t.name) in selected for t in tables):
-            continue
-        result = load_entity(loaded, contract)
-        context.log.info("%s: %s", contract.plural, result)
-        for table in tables:
-            if raw_key(table.name) not in selected:
-                continue
-            expected = {c.name: c.data_type for c in warehouse.expected_columns(table)}
-            actual = {c.name: c.data_type for c in warehouse.actual_columns(loaded, "raw", table.name)}
-            yield dg.MaterializeResult(
-                asset_key=raw_key(table.name),
-                metadata={
-                    "dagster/row_count": warehouse.count_rows(loaded, "raw", table.name),
-                    "dagster/column_lineage": raw_lineage(contract, table),
-                    "rows_read": result.rows_read,
-                    "rows_inserted": result.rows_inserted,
-                    "delta_version": result.version if result.version is not None else -1,
-                    "seconds": result.seconds,
-                },
-                check_results=[
-                    dg.AssetCheckResult(
-                        asset_key=raw_key(table.name),
-                        check_name="columns_match_contract",
-                        passed=expected == actual,
-                        metadata={"expected": expected, "actual": actual},
-                    )
-                ],
-            )
+    # Models that are being built must not see some rows in one table and more in the next.
+    with change_marks.only_refresh(loaded):
+        for contract in contracts():
+            tables = [table for table in raw_tables(contract) if raw_key(table.name) in context.selected_asset_keys]
+            if tables:
+                yield from _loaded(context, loaded, contract, tables)
+
+
+def _loaded(context: dg.AssetExecutionContext, settings: Settings, contract: Contract, tables: list[RawTable]) -> Iterator[Any]:
+    from crm_assets.warehouse.load import load_entity
+    from crm_resources import warehouse
+
+    result = load_entity(settings, contract)
+    context.log.info("%s: %s", contract.plural, result)
+    for table in tables:
+        expected = {c.name: c.data_type for c in warehouse.expected_columns(table)}
+        actual = {c.name: c.data_type for c in warehouse.actual_columns(settings, "raw", table.name)}
+        yield dg.MaterializeResult(
+            asset_key=raw_key(table.name),
+            metadata={
+                "dagster/row_count": warehouse.count_rows(settings, "raw", table.name),
+                "dagster/column_lineage": raw_lineage(contract, table),
+                "rows_read": result.rows_read,
+                "rows_inserted": result.rows_inserted,
+                "delta_version": result.version if result.version is not None else -1,
+                "seconds": result.seconds,
+            },
+            check_results=[
+                dg.AssetCheckResult(
+                    asset_key=raw_key(table.name),
+                    check_name="columns_match_contract",
+                    passed=expected == actual,
+                    metadata={"expected": expected, "actual": actual},
+                )
+            ],
+        )
 
 
 class ModelTranslator(DagsterDbtTranslator):

@@ -1,16 +1,22 @@
 """The refresh sensor's decision: when it asks for a run, when it waits, and what it says."""
 
 from datetime import UTC, date, datetime, timedelta
+from uuid import uuid4
 
+import dagster as dg
+import pytest
+from dagster._core.events import StepSuccessData
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crm_assets.monitoring.refresh import (
     EVERYTHING_JOB,
     FIRST_BACK_OFF,
+    LOAD_STEP,
     LONGEST_BACK_OFF,
     REFRESH_JOB,
     RefreshState,
+    _recent_runs,
     back_off,
     business_date,
     decide_refresh,
@@ -81,3 +87,33 @@ def test_business_date_is_the_shop_s_day_not_utc_s():
     just_past_midnight_in_seoul = datetime(2026, 3, 1, 15, 30, tzinfo=UTC)
     assert business_date(just_past_midnight_in_seoul, "Asia/Seoul", None) == date(2026, 3, 2)
     assert business_date(just_past_midnight_in_seoul, "Asia/Seoul", date(2011, 12, 10)) == date(2011, 12, 10)
+
+
+def run_of(instance: dg.DagsterInstance, job: str, *steps_ended: str, finished: bool = False) -> None:
+    """A run of the job of which some steps have ended."""
+    status = dg.DagsterRunStatus.SUCCESS if finished else dg.DagsterRunStatus.STARTED
+    run = instance.add_run(dg.DagsterRun(job_name=job, run_id=str(uuid4()), status=status))
+    for step in steps_ended:
+        for kind, data in ((dg.DagsterEventType.STEP_START, None), (dg.DagsterEventType.STEP_SUCCESS, StepSuccessData(duration_ms=1.0))):
+            instance.report_dagster_event(dg.DagsterEvent(kind.value, job, step_key=step, event_specific_data=data), run.run_id)
+
+
+@pytest.mark.parametrize(
+    ("runs", "waits"),
+    [
+        ([], False),
+        ([(REFRESH_JOB, LOAD_STEP, "dbt_models", True)], False),
+        ([(REFRESH_JOB, False)], True),
+        ([(REFRESH_JOB, LOAD_STEP, False)], False),
+        ([(REFRESH_JOB, LOAD_STEP, False), (REFRESH_JOB, False)], True),
+        ([(EVERYTHING_JOB, LOAD_STEP, False)], True),
+    ],
+    ids=["none", "ended", "loading", "at its models", "one waits already", "builds everything"],
+)
+def test_the_next_refresh_starts_while_the_last_one_is_at_its_models(runs, waits: bool):
+    with dg.DagsterInstance.ephemeral() as instance:
+        for job, *steps, finished in runs:
+            run_of(instance, job, *steps, finished=finished)
+        in_flight, failures, _ = _recent_runs(instance)
+    assert in_flight is waits
+    assert failures == 0
