@@ -302,6 +302,10 @@ CHANGED_CENTS = [
 @pytest.mark.parametrize(("table", "column", "where", "named"), CHANGED_CENTS, ids=lambda value: value.partition(" ")[0])
 def test_a_changed_cent_in_a_mart_is_named(refreshed: Settings, table: str, column: str, where: str, named: str) -> None:
     change = f"update marts.{table} set {column} = {column} {{}} 0.01 where {where}"
+    # The table's own rules refuse some of these; the audit has to find what came past them.
+    checks = f"select conname from pg_constraint where contype = 'c' and conrelid = 'marts.{table}'::regclass"
+    for (rule,) in warehouse.fetch_rows(refreshed, checks):
+        _execute(refreshed, f'alter table marts.{table} drop constraint "{rule}"')
     _execute(refreshed, change.format("+"))
     try:
         rows = [row for check in compare_marts(refreshed).checks for row in check.rows]
