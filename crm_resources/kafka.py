@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_exponential, wait_fixed
+from tenacity import Retrying, retry_if_exception, retry_if_exception_type, retry_if_result, stop_after_delay, wait_exponential, wait_fixed
 
 from crm_resources.contracts import contracts
 from crm_resources.layout import topic_name
@@ -353,12 +353,29 @@ def offsets(settings: Settings, topic: str, *, wait_seconds: float = 20) -> dict
     if topic not in metadata.topics:
         raise TopicError(f"Kafka at {settings.kafka_bootstrap} has no topic {topic}; materialize the assets of the group `ingestion` first")
     partitions = sorted(metadata.topics[topic].partitions)
-    found: list[dict[int, int]] = []
-    for spec in (_admin_api().OffsetSpec.earliest(), _admin_api().OffsetSpec.latest()):
+
+    def ask(spec: Any) -> dict[int, int]:  # noqa: ANN401 -- confluent_kafka is untyped
         futures = client.list_offsets({TopicPartition(topic, p): spec for p in partitions}, request_timeout=10)
-        found.append({tp.partition: int(_result(future, f"read the offsets of {topic}").offset) for tp, future in futures.items()})
-    low, high = found
+        return {tp.partition: int(_result(future, f"read the offsets of {topic}").offset) for tp, future in futures.items()}
+
+    # The brokers know of a topic before the one that leads a partition has taken it on.
+    retrying = Retrying(
+        stop=stop_after_delay(wait_seconds),
+        wait=wait_exponential(multiplier=0.1, max=1),
+        retry=retry_if_exception(_is_moving),
+        reraise=True,
+    )
+    low, high = retrying(ask, _admin_api().OffsetSpec.earliest()), retrying(ask, _admin_api().OffsetSpec.latest())
     return {p: (low[p], high[p]) for p in partitions}
+
+
+def _is_moving(error: BaseException) -> bool:
+    """Whether Kafka refused because a partition's leader is only being found, which passes."""
+    from confluent_kafka import KafkaError, KafkaException
+
+    cause = error.__cause__
+    moving = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART)
+    return isinstance(error, TopicError) and isinstance(cause, KafkaException) and cause.args[0].code() in moving
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 {# Post-hook of all models: wherever a table was built whole, the rules that its tests say. A table that is never made anew gets them again,
    under the same names. #}
 {% macro enforce_tests() -%}
-    {%- if execute and model.config.materialized in ('table', 'incremental') and not changes_only() -%}
+    {%- if execute and var('table_rules') and model.config.materialized in ('table', 'incremental') and not changes_only() -%}
         {%- set required = [] -%}
         {%- set keys = [] -%}
         {%- set checks = [] -%}
