@@ -158,11 +158,14 @@ def forget_marks(settings: Settings) -> None:
 def only_refresh(settings: Settings) -> Iterator[None]:
     """Keep other refreshes of the data set out until the block ends; two at once would insert the same keys twice.
 
+    Makes the database where it is missing, and nothing in it.
+
     Raises:
         RefreshUnderWay: another one held on for too long.
     """
     from adbc_driver_manager import Error
 
+    warehouse.create_database(settings)
     with warehouse.connect(settings, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(f"set lock_timeout = '{LOCK_SECONDS}s'")
         try:

@@ -189,6 +189,8 @@ def prepare(settings: Settings) -> None:
                 *_reader_sql(settings, cursor),
             ):
                 cursor.execute(statement)
+            for mart in _unreadable_marts(cursor):
+                cursor.execute(f"grant select on {MARTS_SCHEMA}.{quoted(mart)} to {READER}")
             # Asking first: `create index if not exists` would wait for a load under way even where the index exists.
             cursor.execute("select indexname::text from pg_indexes where schemaname = $1::text", (RAW_SCHEMA,))
             there = {name for (name,) in cursor.fetchall()}
@@ -508,8 +510,17 @@ def _reader_sql(settings: Settings, cursor: Any) -> Iterator[str]:  # noqa: ANN4
         yield f"alter role {READER} set default_transaction_read_only = on"
     yield f"do $$ begin execute format('grant connect on database %I to {READER}', current_database()); end $$"
     yield f"grant usage on schema {MARTS_SCHEMA} to {READER}"
-    yield f"grant select on all tables in schema {MARTS_SCHEMA} to {READER}"
     yield f"alter default privileges in schema {MARTS_SCHEMA} grant select on tables to {READER}"
+
+
+def _unreadable_marts(cursor: Any) -> list[str]:  # noqa: ANN401 -- the driver carries no types
+    """Marts that the read-only role lacks; a grant on all of them would fail beside a dbt that is putting one in the place of another."""
+    cursor.execute(
+        "select c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+        "where n.nspname = $1::text and c.relkind in ('r', 'v', 'm', 'p') and not has_table_privilege($2::text, c.oid, 'select')",
+        (MARTS_SCHEMA, READER),
+    )
+    return [name for (name,) in cursor.fetchall()]
 
 
 def scram_verifier(password: str, salt: bytes, iterations: int = 4096) -> str:

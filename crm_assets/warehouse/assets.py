@@ -7,7 +7,7 @@ Belongs here: what Dagster shows and runs. Not here: the load itself (`load`), S
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,9 @@ QUICKLY = {"DBT_LOG_LEVEL_FILE": "info", "DBT_WRITE_JSON": "false"}
 
 CHANGES = {"DBT_EXCLUDE_RESOURCE_TYPES": "unit_test seed"}
 """Variables of a dbt that builds only what changed: a seed changes with the models, and then everything is built."""
+
+TABLES_ONLY = ("--exclude", "config.materialized:view")
+"""Options of a dbt that builds only what changed: a view shows new rows by itself, and its SQL changes with the models."""
 
 FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=26), warn_window=timedelta(seconds=60))
 """Marts show an event within a minute while events come, so a minute without a refresh is a warning: in a busy shop it is late, in a
@@ -86,9 +89,9 @@ def load_raw(context: dg.AssetExecutionContext, settings: SettingsResource) -> I
 
     hold_connections(context.instance)
     loaded = settings.load()
-    warehouse.prepare(loaded)
     # Models that are being built must not see some rows in one table and more in the next.
     with change_marks.only_refresh(loaded):
+        warehouse.prepare(loaded)
         for contract in contracts():
             tables = [table for table in raw_tables(contract) if raw_key(table.name) in context.selected_asset_keys]
             if tables:
@@ -184,23 +187,22 @@ def dbt_assets_definition() -> dg.AssetsDefinition:
     @dbt_assets(manifest=DBT_MANIFEST, dagster_dbt_translator=ModelTranslator(), name="dbt_models")
     def dbt_models(context: dg.AssetExecutionContext, settings: SettingsResource, dbt: DbtCliResource) -> Iterator[Any]:
         from crm_assets.warehouse.recorded_refresh import recorded_refresh
-        from crm_resources import warehouse
 
         hold_connections(context.instance)
         loaded = settings.load()
-        warehouse.prepare(loaded)
         whole = whole_project() <= context.selected_asset_keys
         everything = context.run.tags.get(EVERYTHING_TAG) == "true"
-        with (
-            recorded_refresh(loaded, whole=whole, warn=context.log.warning, everything=everything) as planned,
-            environment({**planned.dbt_environment(), **QUICKLY, **(CHANGES if whole and not planned.scope.whole else {})}),
-        ):
+        with ExitStack() as block:
+            planned = block.enter_context(recorded_refresh(loaded, whole=whole, warn=context.log.warning, everything=everything))
+            changes_only = whole and not planned.scope.whole
+            block.enter_context(environment({**planned.dbt_environment(), **QUICKLY, **(CHANGES if changes_only else {})}))
             context.log.info("builds %s: %s", "everything" if planned.scope.whole else "changes", planned.scope.reason)
             for key, lineage in model_lineage().items():
                 if key in context.selected_asset_keys:
                     context.add_asset_metadata({"dagster/column_lineage": lineage}, asset_key=key)
             # One target folder per data set: dbt keeps what it parsed there, which saves five seconds of each refresh.
-            yield from dbt.cli(["build"], context=context, target_path=loaded.environment_dir / "dbt").stream()
+            command = ["build", *(TABLES_ONLY if changes_only else ())]
+            yield from dbt.cli(command, context=context, target_path=loaded.environment_dir / "dbt").stream()
 
     return dbt_models
 

@@ -36,7 +36,7 @@ def recorded_refresh(settings: Settings, *, whole: bool, warn: Callable[[str], N
     """Around a run of dbt: says what to build, and writes the refresh down when the block ended without an error.
 
     Args:
-        settings: which data set; its database must be prepared.
+        settings: which data set; its database is prepared.
         whole: whether all models are built. A part of them shows several states at once, which is no report of any and moves no mark;
             what is selected is built from the first row.
         warn: told why a refresh has no report.
@@ -44,8 +44,10 @@ def recorded_refresh(settings: Settings, *, whole: bool, warn: Callable[[str], N
 
     Raises:
         crm_resources.change_marks.RefreshUnderWay: another refresh of the data set does not end.
+        crm_resources.warehouse.WarehouseError: the database cannot be prepared.
     """
     with change_marks.only_refresh(settings):
+        warehouse.prepare(settings)
         started = datetime.now(UTC)
         as_of = business_date(started, settings.business_timezone, settings.as_of)
         before = silver_versions(settings)

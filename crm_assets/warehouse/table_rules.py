@@ -41,10 +41,18 @@ def table_rules(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def left_to_the_night(manifest: Mapping[str, Any]) -> frozenset[str]:
-    """Names of the tests that a refresh of what changed leaves out: rules of the tables, what reads whole tables, and tests of seeds.
+    """Names of the tests that a refresh of what changed leaves out.
 
-    A query for each of two hundred rules takes as long as all the rest of the refresh; seeds are not loaded by it.
+    These are rules of the tables, what is tagged as reading whole tables, tests of views, which cannot say which of their rows are new, and
+    tests of seeds, which a refresh does not load. A query for each of two hundred rules takes as long as all the rest of the refresh.
     """
     tests = [node for node in manifest["nodes"].values() if node["resource_type"] == "test"]
-    nightly = {test["name"] for test in tests if NIGHTLY in test["tags"] or (test.get("attached_node") or "").startswith("seed.")}
+    nightly = {test["name"] for test in tests if NIGHTLY in test["tags"] or _reads_whole(test, manifest["nodes"])}
     return frozenset(nightly | {test["name"] for test in table_rules(manifest)})
+
+
+def _reads_whole(test: Mapping[str, Any], nodes: Mapping[str, Mapping[str, Any]]) -> bool:
+    looked_at = nodes.get(test.get("attached_node") or "")
+    if looked_at is not None:
+        return bool(looked_at["resource_type"] == "seed" or looked_at["config"]["materialized"] == "view")
+    return all(nodes[name]["resource_type"] == "seed" for name in test["depends_on"]["nodes"] if name in nodes)

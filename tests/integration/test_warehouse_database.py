@@ -92,6 +92,27 @@ def test_the_reader_sees_marts_made_later_and_nothing_else(prepared: Settings):
         as_reader(prepared, "delete from marts.made_later")
 
 
+def test_preparing_waits_for_no_mart_that_is_being_replaced(prepared: Settings):
+    execute(prepared, "create table marts.being_replaced as select 1 as one")
+    execute(prepared, f"alter database {prepared.database} set lock_timeout = '2s'")
+    try:
+        with warehouse.connect(prepared) as refresh, refresh.cursor() as cursor:
+            cursor.execute("alter table marts.being_replaced rename to being_replaced__dbt_backup")
+            warehouse.prepare(prepared)
+            refresh.rollback()
+    finally:
+        execute(prepared, f"alter database {prepared.database} reset lock_timeout")
+
+
+def test_a_mart_that_the_reader_may_not_see_is_granted_to_it(prepared: Settings):
+    execute(prepared, "create table marts.kept_from_readers as select 1 as one")
+    execute(prepared, "revoke select on marts.kept_from_readers from crm_read")
+
+    warehouse.prepare(prepared)
+
+    assert as_reader(prepared, "select one from marts.kept_from_readers") == [(1,)]
+
+
 def test_the_readers_password_is_the_owners_alone(prepared: Settings):
     file = prepared.home / "secrets" / "crm_read_password"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
