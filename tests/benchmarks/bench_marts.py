@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from crm_assets.warehouse.assets import TABLES_ONLY
 from crm_assets.warehouse.dbt_command import run_dbt
 from crm_assets.warehouse.manifest import MANIFEST
 from crm_assets.warehouse.recorded_refresh import recorded_refresh
@@ -218,7 +219,9 @@ def _refresh(settings: Settings) -> Invocation:
     """Refresh the marts as the platform does, without the tests."""
     clock = time.monotonic()
     with recorded_refresh(settings, whole=True, warn=CONSOLE.print) as planned:
-        done = _dbt(planned.settings, planned.scope.since, "build", "--exclude-resource-type", "test", "unit_test")
+        left_out = ("test", "unit_test") if planned.scope.whole else ("test", "unit_test", "seed")
+        tables = () if planned.scope.whole else TABLES_ONLY
+        done = _dbt(planned.settings, planned.scope.since, "build", *tables, "--exclude-resource-type", *left_out)
     return replace(done, whole=time.monotonic() - clock)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -10,14 +11,17 @@ import numpy as np
 import polars as pl
 import pytest
 from adbc_driver_postgresql import dbapi  # noqa: TID253 -- tests need not start fast
+from click.testing import Result
+from typer.testing import CliRunner
 
 from crm_assets.build import build_defs
+from crm_assets.warehouse.models.cli import app
 from crm_assets.warehouse.models.evaluation import HORIZON_DAYS
 from crm_assets.warehouse.models.fitting import fit_purchases
 from crm_assets.warehouse.models.formulas import expected_amount, expected_orders, p_alive, p_buy, risk_after_one_more_order
 from crm_assets.warehouse.models.histories import Family
 from crm_assets.warehouse.models.reading import read_hold_out
-from crm_assets.warehouse.models.refit import Refit, refit
+from crm_assets.warehouse.models.refit import Refit, evaluate_past, refit
 from crm_assets.warehouse.models.storage import UnitMismatch, copy_models, serving_model
 from crm_resources import warehouse
 from crm_resources.model_tables import MODEL_TABLES
@@ -213,6 +217,44 @@ def test_time_travel_takes_the_versions_of_its_time(shop: Shop, done: Refit):
     assert copy_models(shop.settings, place, NOW) == 2
     assert serving_model(place) == serving_model(shop.settings)
     assert copy_models(data_set(shop.settings, "models_never"), place, None) == 0
+
+
+def evaluate_command(settings: Settings, *arguments: str) -> Result:
+    """`make evaluate-models`, in this process."""
+    variables = {"CRM_HOME": str(settings.home), "CRM_ENV": settings.env, "CRM_AS_OF": str(settings.as_of or "")}
+    return CliRunner().invoke(app, ["evaluate", *arguments], env=variables)
+
+
+def test_the_command_judges_a_time_split_and_stores_nothing(shop: Shop):
+    before = stored(shop.settings, "model_version")
+    split = AS_OF - timedelta(days=HORIZON_DAYS)
+
+    shown = evaluate_command(shop.settings)
+
+    assert shown.exit_code == 0, shown.output
+    assert "NOT BETTER" not in shown.output
+    assert stored(shop.settings, "model_version") == before
+    report = json.loads((shop.settings.reports_dir / "evaluate-models.json").read_text())
+    assert report["verdict"] == "pass"
+    judged = evaluate_past(shop.settings, split, HORIZON_DAYS, shown=AS_OF)
+    assert report["figures"] == {f"{name}_{figure}": v for name, e in judged.items() for figure, v in e.headline().items()}
+    page = (shop.settings.reports_dir / f"purchase-models-{shop.settings.env}.html").read_text()
+    assert page.count("data:image/png;base64,") >= len(Family)
+
+
+@pytest.mark.parametrize(
+    ("split", "complaint"),
+    [
+        ("2026-07-01", "are not over: the marts show 2026-07-31"),
+        ("2019-01-01", "nobody had bought by 2019-01-01"),
+        ("yesterday", "yesterday"),
+    ],
+)
+def test_a_split_that_cannot_be_judged_is_refused(shop: Shop, split: str, complaint: str):
+    shown = evaluate_command(shop.settings, "--as-of", split)
+
+    assert shown.exit_code == 2
+    assert complaint in shown.output.replace("\n", " ")
 
 
 def run_job(settings: Settings) -> dg.ExecuteInProcessResult:
