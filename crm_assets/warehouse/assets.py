@@ -110,7 +110,7 @@ def _loaded(context: dg.AssetExecutionContext, settings: Settings, contract: Con
         yield dg.MaterializeResult(
             asset_key=raw_key(table.name),
             metadata={
-                "dagster/row_count": warehouse.count_rows(settings, "raw", table.name),
+                "dagster/row_count": warehouse.raw_row_count(settings, table.name),
                 "dagster/column_lineage": raw_lineage(contract, table),
                 "rows_read": result.rows_read,
                 "rows_inserted": result.rows_inserted,

@@ -11,6 +11,7 @@ version, which is the remedy when its Delta table was rebuilt.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -101,27 +102,31 @@ def _load(settings: Settings, contract: Contract, to_version: int | None, chunk_
         if reset:
             for table in raw_tables(contract):
                 cursor.execute(f"truncate {_name(table)}")
+                cursor.execute("delete from meta.raw_rows where table_name = $1::text", (table.name,))
             cursor.execute("delete from meta.bookmarks where table_name = $1::text", (contract.plural,))
         mark = _bookmark(cursor, contract)
         changes = _changes(settings, contract, mark, to_version)
         if changes is None or (mark is not None and changes.to_version == mark.version):
             connection.commit()
             return LoadResult(contract.entity, 0, 0, 0, mark.version if mark else None, time.monotonic() - clock)
-        read = inserted = child_inserted = 0
+        read = 0
+        inserted = Counter[str]()
         floor = _after_all_before(cursor, contract)
         size = chunk_rows or (CHUNK_ROWS_WITH_LISTS if contract.children else CHUNK_ROWS)
         parent, *children = raw_tables(contract)
         for batch in read_batches(settings, contract, changes.files, size):
             read += batch.num_rows
-            inserted += _insert(cursor, parent, batch.select([c.name for c in parent.columns if c != LOADED_AT]), floor)
+            inserted[parent.name] += _insert(cursor, parent, batch.select([c.name for c in parent.columns if c != LOADED_AT]), floor)
             for table, child in zip(children, contract.children, strict=True):
-                child_inserted += _insert(cursor, table, child_rows(batch, child), floor)
-        if inserted + child_inserted >= ANALYZE_ROWS:
-            for table in (parent, *children):
+                inserted[table.name] += _insert(cursor, table, child_rows(batch, child), floor)
+        for table in (parent, *children):
+            _count(cursor, table, inserted[table.name])
+            if inserted.total() >= ANALYZE_ROWS:
                 cursor.execute(f"analyze {_name(table)}")
-        _move_bookmark(cursor, contract, mark, changes, read, inserted, started)
+        _move_bookmark(cursor, contract, mark, changes, read, inserted[parent.name], started)
         connection.commit()
-    return LoadResult(contract.entity, read, inserted, child_inserted, changes.to_version, time.monotonic() - clock)
+    children_inserted = inserted.total() - inserted[parent.name]
+    return LoadResult(contract.entity, read, inserted[parent.name], children_inserted, changes.to_version, time.monotonic() - clock)
 
 
 def read_batches(settings: Settings, contract: Contract, files: Sequence[lake.DataFile], size: int) -> Iterator[pa.RecordBatch]:
@@ -191,6 +196,19 @@ def _insert(cursor: Any, table: RawTable, rows: pa.RecordBatch, floor: datetime)
         f"on conflict ({', '.join(table.primary_key)}) do nothing"
     )
     return max(int(cursor.rowcount), 0)
+
+
+def _count(cursor: Any, table: RawTable, inserted: int) -> None:  # noqa: ANN401 -- the driver carries no types
+    """Note how many rows the table has; the first load that does finds them by counting."""
+    cursor.execute(
+        "update meta.raw_rows set row_count = row_count + $2::bigint where table_name = $1::text returning row_count",
+        (table.name, inserted),
+    )
+    if cursor.fetchone() is None:
+        cursor.execute(
+            f"insert into meta.raw_rows (table_name, row_count) select $1::text, count(*) from {_name(table)}",  # noqa: S608 -- as above
+            (table.name,),
+        )
 
 
 def _lock(cursor: Any, contract: Contract) -> None:  # noqa: ANN401 -- the driver carries no types

@@ -49,10 +49,10 @@
     {%- endif -%}
 {%- endmacro %}
 
-{# The same for a model that forbids the planner the nested loop, with which it would look into an index. #}
-{% macro only_changed_by_index(key, changes) -%}
+{# The same by an index, whatever the planner thinks: where it may not use the nested loop, or would look through a history for some dates. #}
+{% macro only_changed_by_index(key, changes, changed_key=none) -%}
     {%- if not execute or changes_only() -%}
-        {{ key }} = any(array(select {{ key }} from {{ ref(changes) }}))
+        {{ key }} = any(array(select {{ changed_key or key }} from {{ ref(changes) }}))
     {%- else -%}
         true
     {%- endif -%}

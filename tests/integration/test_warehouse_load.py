@@ -41,7 +41,10 @@ def some_orders(count: int, lines: int = 2) -> list[dict[str, object]]:
 
 
 def rows(settings: Settings, table: str = "orders") -> int:
-    return warehouse.count_rows(settings, "raw", table)
+    """Rows of a raw table; the loads must have counted them right."""
+    counted = warehouse.count_rows(settings, "raw", table)
+    assert warehouse.raw_row_count(settings, table) == counted
+    return counted
 
 
 @on_both_lakes
@@ -64,6 +67,7 @@ def test_only_what_was_added_since_the_bookmark_is_read(prepared: Settings):
     append(prepared, some_orders(1))
     result = load_entity(prepared, ORDERS)
     assert (result.rows_read, result.rows_inserted, result.version) == (3, 3, 2)
+    assert (rows(prepared), rows(prepared, "order_lines")) == (6, 12)
     assert load_entity(prepared, ORDERS).rows_read == 0
 
 
@@ -105,6 +109,7 @@ def test_a_large_load_goes_in_chunks(prepared: Settings):
     append(prepared, some_orders(25))
     result = load_entity(prepared, ORDERS, chunk_rows=4)
     assert (result.rows_inserted, result.child_rows_inserted) == (25, 50)
+    assert (rows(prepared), rows(prepared, "order_lines")) == (25, 50)
 
 
 def test_orders_without_lines_load(prepared: Settings):

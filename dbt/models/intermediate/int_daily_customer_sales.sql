@@ -17,7 +17,7 @@ orders as (
 
     select
         orders.business_date,
-        orders.customer_id,
+        {{ member_key('orders.customer_id') }} as customer_key,
         count(*) as orders_booked,
         count(*) filter (where coalesce(cancelled.cancelled_quantity, 0) < totals.sale_quantity) as orders_restated
     from {{ ref('int_orders_current') }} as orders
@@ -27,7 +27,7 @@ orders as (
         orders.is_within_as_of
         and orders.is_base_currency
         and totals.sale_lines > 0
-        and {{ only_changed('orders.business_date', 'int_changed_dates', 'business_date') }}
+        and {{ only_changed_by_index('orders.business_date', 'int_changed_dates', 'business_date') }}
     group by orders.business_date, orders.customer_id
 
 ),
@@ -37,6 +37,7 @@ sums as (
     select
         business_date,
         customer_id,
+        {{ member_key('customer_id') }} as customer_key,
         {{ sums_of_movements() }}
     from movements
     group by business_date, customer_id
@@ -44,9 +45,9 @@ sums as (
 )
 
 select
-    sums.business_date || '/' || {{ member_key('sums.customer_id') }} as daily_customer_key,
+    sums.business_date || '/' || sums.customer_key as daily_customer_key,
     sums.business_date,
-    {{ member_key('sums.customer_id') }} as customer_key,
+    sums.customer_key,
     sums.customer_id is not null as customer_known,
     coalesce(orders.orders_booked, 0) as orders_booked,
     coalesce(orders.orders_restated, 0) as orders_restated,
@@ -57,4 +58,4 @@ select
     sums.adjustment_amount,
     sums.other_amount
 from sums
-left join orders on sums.business_date = orders.business_date and sums.customer_id is not distinct from orders.customer_id
+left join orders on sums.business_date = orders.business_date and sums.customer_key = orders.customer_key

@@ -4,17 +4,18 @@
 -- its own document) and as restated once per sale it takes back from (on the order's date, under the order) plus once for what finds no
 -- sale. The sum of `sale`, `adjustment`, `other` and one of the two views of cancellations is the whole of the books.
 
--- A table would be the order lines a second time. Each part asks for its dates by an index: orders and cancellations have one.
+-- A table would be the order lines a second time. Each part asks for its dates by an index: orders and cancellations have one. What several
+-- parts read must not be materialized, which would be all orders there ever were, whatever the dates.
 {{ config(materialized="view") }}
 
-with orders as (
+with orders as not materialized (
 
     select * from {{ ref('int_orders_current') }}
     where is_within_as_of and is_base_currency
 
 ),
 
-documents as (
+documents as not materialized (
 
     select * from {{ ref('int_orders_current') }}
 
@@ -27,7 +28,7 @@ lines as (
 
 ),
 
-cancellations as (
+cancellations as not materialized (
 
     select * from {{ ref('int_cancellations') }}
 
