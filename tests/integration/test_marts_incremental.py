@@ -46,7 +46,8 @@ FIRST = [
     order("stray-c", at(9), [("P", -2, "2.00")], customer_id="gus", status="cancelled", sequence=1),
     event("v", at(8), customer_id="looker", product_id="looked-at"),
     profile("ann", at(1), country="France"),
-    product("a", at(1), name="Apple"),
+    product("a", at(1), name="Apple", category="Fruit"),
+    product("b", at(1), category="Fruit"),
 ]
 BATCHES: dict[str, list[Row]] = {
     "late, by name and by pile": [
@@ -72,6 +73,12 @@ BATCHES: dict[str, list[Row]] = {
         order("pile-c", at(23), [("P", 7, "2.00")], customer_id="dot", status="paid", sequence=2),
         order("stray-c", at(9), [("Q", -2, "2.00")], customer_id="gus", status="cancelled", sequence=2),
         product("a", at(20), name="Apricot", sequence=2),
+    ],
+    "products are filed elsewhere": [
+        product("a", at(21), name="Apricot", category="Stone fruit", sequence=3),
+        # Earlier than what is known, so nothing but a message more; and one that was sold before anything was known of it.
+        product("b", at(1, 11), category="Berries", sequence=0),
+        product("p", at(21), category="Paper"),
     ],
     "after the as-of date": [
         order("tomorrow", at(31, 13) + timedelta(days=1), [("A", 1, "1.00")], customer_id="ann"),

@@ -119,6 +119,8 @@ select
     unit_price,
     order_id,
     turn = 1 as takes_back,
+    cast(case when turn = 1 then -change else 0 end as bigint) as requested_quantity,
+    moved_at,
     place,
     coalesce(lag(height_after) over (partition by customer_id, product_code, unit_price order by place), 0) as height_before,
     height_after

@@ -6,9 +6,11 @@ with messages as (
 
     select
         event_id,
-        customer_id
+        customer_id,
+        cancels_order_id,
+        min(message_at) over (partition by order_id) as first_message_at
     from {{ ref('stg_crm__orders') }}
-    where customer_id is not null and order_id in (select order_id from {{ ref('int_changed_orders') }})
+    where order_id in (select order_id from {{ ref('int_changed_orders') }})
 
 ),
 
@@ -18,9 +20,12 @@ touched as (
         messages.customer_id,
         lines.product_code,
         lines.unit_price,
-        bool_or(lines.quantity < 0) as has_taken_back
+        bool_or(lines.quantity < 0) as has_taken_back,
+        min(least(lines.line_time, messages.first_message_at)) as changed_from,
+        -sum(least(lines.quantity, 0)) filter (where messages.cancels_order_id is null) as taken_back_quantity
     from messages
     inner join {{ ref('stg_crm__order_lines') }} as lines on messages.event_id = lines.event_id
+    where messages.customer_id is not null
     group by messages.customer_id, lines.product_code, lines.unit_price
 
 )
@@ -29,7 +34,9 @@ select
     {{ pile_key('touched') }} as pile_key,
     touched.customer_id,
     touched.product_code,
-    touched.unit_price
+    touched.unit_price,
+    touched.changed_from,
+    cast(coalesce(touched.taken_back_quantity, 0) as bigint) as taken_back_quantity
 from touched
 where
     touched.has_taken_back

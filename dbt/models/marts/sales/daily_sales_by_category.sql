@@ -2,6 +2,12 @@
 --
 -- The category is the one the shop files the product under now; a product without one counts as `unknown`.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'business_date', 'changes': 'int_changed_category_dates'},
+    indexes=[{'columns': ['business_date']}],
+) }}
+
 with days as (
 
     select
@@ -11,6 +17,7 @@ with days as (
     from {{ ref('int_daily_product_sales') }} as days
     left join {{ ref('int_products_current') }} as products on days.product_code = products.product_code
     left join {{ ref('non_merchandise_products') }} as others on days.product_code = others.product_code
+    where {{ only_changed_by_index('days.business_date', 'int_changed_category_dates', 'business_date') }}
 
 ),
 
