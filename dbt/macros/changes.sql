@@ -49,7 +49,7 @@
     {%- endif -%}
 {%- endmacro %}
 
-{# The same by an index, whatever the planner thinks: where it may not use the nested loop, or would look through a history for some dates. #}
+{# The same by an index, whatever the planner thinks: where it may not loop, or would look through a history for some dates. #}
 {% macro only_changed_by_index(key, changes, changed_key=none) -%}
     {%- if not execute or changes_only() -%}
         {{ key }} = any(array(select {{ changed_key or key }} from {{ ref(changes) }}))
