@@ -7,6 +7,7 @@ Belongs here: the rules of staging, intermediate and marts, held against the kep
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,8 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("int_scoring_basis", "purchase_models"): "refuses a model in another unit before any row of it is used",
 }
 """Reader and what it reads against the rules, with the reason. One that is no longer needed is an offence itself."""
+
+_WITH = re.compile(r"\bwith\s+\w+\s+as\b", re.IGNORECASE)
 
 PREFIXES: Mapping[str, tuple[str, ...]] = {"staging": ("stg_",), "intermediate": ("int_",)}
 """How the names of a layer's models begin; those of marts begin with neither."""
@@ -56,6 +59,13 @@ def offences(manifest: Mapping[str, Any], exceptions: Mapping[tuple[str, str], s
             found.append(f"{name} has the name of another layer than {layer}")
         if layer == "staging" and node["config"]["materialized"] != "view":
             found.append(f"{name} is a {node['config']['materialized']}; staging holds views")
+        if layer == "staging" and _WITH.search(_without_comments(node["raw_code"])):
+            found.append(
+                f"{name} has a `with`: PostgreSQL cannot look for single keys through it and reads the whole table; select from the source"
+            )
+        if node["config"]["materialized"] == "view":
+            swapped = [p for key in node["depends_on"]["nodes"] if (p := nodes.get(key)) and _is_made_anew(p)]
+            found += [f"{name} is a view of {parent['name']}, which is made anew and would take the view with it" for parent in swapped]
         for parent in (nodes[key] for key in node["depends_on"]["nodes"] if key in nodes):
             if _layer(parent) in MAY_READ[layer]:
                 continue
@@ -66,6 +76,15 @@ def offences(manifest: Mapping[str, Any], exceptions: Mapping[tuple[str, str], s
                     f"{name} ({layer}) reads {parent['name']} ({_layer(parent)}); {layer} reads {', '.join(sorted(MAY_READ[layer]))}"
                 )
     return found + [f"the exception for {reader} and {read} is needed no longer" for reader, read in sorted(set(exceptions) - used)]
+
+
+def _is_made_anew(node: Mapping[str, Any]) -> bool:
+    """Whether each refresh puts a new table in the place of this one; what changes leave out are views."""
+    return bool(node["resource_type"] == "model" and node["config"]["materialized"] == "table")
+
+
+def _without_comments(sql: str) -> str:
+    return re.sub(r"--[^\n]*", "", sql)
 
 
 def _layer(node: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ RAW_SCHEMA = "raw"
 LOADED_AT = Column("loaded_at", ColumnType.TIMESTAMP, False, "When the load that brought the row ran.")
 
 LOOK_UPS = {
-    "events": ("visitor_id",),
+    "events": ("visitor_id, event_time",),
     "orders": ("order_id", "nullif(cancels_order_id, order_id)"),
     "products": ("upper(product_id)",),
     "profiles": ("customer_id",),

@@ -80,6 +80,19 @@ BATCHES: dict[str, list[Row]] = {
         product("b", at(1, 11), category="Berries", sequence=0),
         product("p", at(21), category="Paper"),
     ],
+    "first purchases in earlier months": [
+        order("jan", at(1) - timedelta(days=45), [("A", 1, "4.00")], customer_id="ann", sequence=5),
+        order("feb", at(1) - timedelta(days=20), [("B", 2, "2.00")], customer_id="dot"),
+        order("feb-c", at(1) - timedelta(days=19), [("B", -1, "2.00")], customer_id="dot", status="cancelled"),
+        order("only", at(2), [("A", 1, "4.00")], customer_id="ivy", sequence=1),
+    ],
+    "first purchases that move": [
+        # An earlier state, of a later day: the cohort of January has nobody left.
+        order("jan", at(10), [("A", 1, "4.00")], customer_id="ann", sequence=1),
+        # Somebody else's, who bought nothing before; and the only order of a customer, who has bought nothing then.
+        order("feb", at(1) - timedelta(days=20), [("B", 2, "2.00")], customer_id="hal", sequence=3),
+        order("only", at(2), [("A", 1, "4.00")], customer_id="ivy", status="adjustment", sequence=2),
+    ],
     "after the as-of date": [
         order("tomorrow", at(31, 13) + timedelta(days=1), [("A", 1, "1.00")], customer_id="ann"),
         order("guest", at(31) + timedelta(days=2), [("A", 1, "7.00")], status="cancelled", sequence=2),
@@ -278,21 +291,23 @@ def test_any_sequence_of_batches_ends_as_if_everything_had_been_built(stack_serv
 
 def random_messages(random: Random, count: int) -> Iterator[Row]:
     """Orders, documents and later states that few keys share, in an order of arrival that has nothing to do with their times."""
-    customers, products = [None, "a", "b", "c"], ["p", "P", "q"]
+    customers, products = [None, *"abcabcdefgh"], ["p", "P", "q"]
     for number in range(count):
-        moment = at(random.randint(1, 30), random.randrange(24))
+        moment = at(random.randint(1, 30), random.randrange(24)) - timedelta(days=random.choice([0, 0, 31, 59]))
         kind = random.random()
         quantity = random.randint(1, 6)
         lines = [(random.choice(products), quantity, random.choice(["1.00", "2.50"])) for _ in range(random.randint(1, 3))]
         fields: Row = {"customer_id": random.choice(customers), "sequence": random.randint(1, 4)}
         name = f"o{random.randrange(count // 3)}"
-        if kind < 0.5:
+        if kind < 0.45:
             yield order(name, moment, lines, status=random.choice(["placed", "paid", "cancelled", "adjustment"]), **fields)
-        elif kind < 0.9:
+        elif kind < 0.8:
             taken = [(code, -pieces, price) for code, pieces, price in lines]
             named = f"o{random.randrange(count // 3)}" if random.random() < 0.4 else None
             yield order(f"c{random.randrange(count // 4)}", moment, taken, status="cancelled", cancels_order_id=named, **fields)
-        elif kind < 0.95:
+        elif kind < 0.97:
+            # Some minutes from one another, half an hour to the minute among them.
+            moment = at(random.randint(8, 9), 0) + timedelta(minutes=10 * random.randrange(60))
             yield event(f"v{number % 5}", moment, customer_id=random.choice(customers), product_id=random.choice(products))
         else:
             yield profile(random.choice(["a", "b", "x"]), moment, sequence=number, country=random.choice(["France", None]))

@@ -52,6 +52,17 @@ def test_a_model_with_the_name_of_another_layer_and_a_staging_table_are_named(ma
     ]
 
 
+def test_a_staging_view_with_a_cte_and_a_view_of_a_swapped_table_are_named(manifest: dict[str, Any]):
+    staging = manifest["nodes"]["model.crm.stg_crm__orders"]
+    staging["raw_code"] = "with source as (select 1) select * from source -- with"
+    manifest["nodes"]["model.crm.int_orders_current"]["config"]["materialized"] = "table"
+
+    assert sorted(found.split(":")[0].split(",")[0] for found in offences(manifest)) == [
+        "int_sales_movements is a view of int_orders_current",
+        "stg_crm__orders has a `with`",
+    ]
+
+
 def test_an_exception_that_nobody_needs_is_told(manifest: dict[str, Any]):
     assert offences(manifest, {**EXCEPTIONS, ("fct_orders", "orders"): "none"}) == [
         "the exception for fct_orders and orders is needed no longer"

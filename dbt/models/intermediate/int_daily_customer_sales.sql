@@ -3,7 +3,7 @@
 {{ config(
     materialized='incremental',
     meta={'changed_key': 'business_date', 'changes': 'int_changed_dates'},
-    indexes=[{'columns': ['business_date']}],
+    indexes=[{'columns': ['business_date']}, {'columns': ['customer_key']}],
 ) }}
 
 with movements as (

@@ -1,11 +1,5 @@
 -- Grain: one row per thing a visitor did.
 
-with source as (
-
-    select * from {{ source('crm', 'events') }}
-
-)
-
 select
     event_id,
     event_type,
@@ -23,4 +17,4 @@ select
     {{ later_columns('events') }}
     ingested_at,
     loaded_at
-from source
+from {{ source('crm', 'events') }}

@@ -1,11 +1,5 @@
 -- Grain: one row per line of an order message.
 
-with source as (
-
-    select * from {{ source('crm', 'order_lines') }}
-
-)
-
 select
     event_id,
     line_number,
@@ -18,4 +12,4 @@ select
     line_time,
     {{ later_columns('order_lines') }}
     source_line
-from source
+from {{ source('crm', 'order_lines') }}

@@ -1,11 +1,5 @@
 -- Grain: one row per order message (an order sends several while its status changes).
 
-with source as (
-
-    select * from {{ source('crm', 'orders') }}
-
-)
-
 select
     event_id,
     order_id,
@@ -25,4 +19,4 @@ select
     {{ later_columns('orders') }}
     ingested_at,
     loaded_at
-from source
+from {{ source('crm', 'orders') }}

@@ -1,11 +1,5 @@
 -- Grain: one row per product message (a product sends one whenever it changes).
 
-with source as (
-
-    select * from {{ source('crm', 'products') }}
-
-)
-
 select
     event_id,
     product_id,
@@ -21,4 +15,4 @@ select
     {{ later_columns('products') }}
     ingested_at,
     loaded_at
-from source
+from {{ source('crm', 'products') }}

@@ -1,11 +1,5 @@
 -- Grain: one row per profile message (a customer sends one whenever the profile changes).
 
-with source as (
-
-    select * from {{ source('crm', 'profiles') }}
-
-)
-
 select
     event_id,
     customer_id,
@@ -23,4 +17,4 @@ select
     {{ later_columns('profiles') }}
     ingested_at,
     loaded_at
-from source
+from {{ source('crm', 'profiles') }}

@@ -1,11 +1,5 @@
 -- Grain: one row per fitted version of the purchase model.
 
-with source as (
-
-    select * from {{ source('models', 'purchase_models') }}
-
-)
-
 select
     model_version,
     model,
@@ -21,4 +15,4 @@ select
     gg_v,
     fitted_at,
     promoted_at
-from source
+from {{ source('models', 'purchase_models') }}

@@ -2,12 +2,51 @@
 --
 -- More events never split a session; they lengthen it or join it with the next one. So every session that may differ, or is there no
 -- more, began with one of these events. Cut without regard to the as-of date: that makes sessions longer and never shorter.
+--
+-- Read is what follows the pause before a visitor's earliest new event, and not what the visitor did in the years before.
 
-with visitors as (
+with received as (
 
-    select distinct visitor_id
+    select
+        visitor_id,
+        min(occurred_at) as received_from
     from {{ ref('stg_crm__events') }}
     where {{ changes_are_wanted() }} and {{ is_new('events') }}
+    group by visitor_id
+
+),
+
+starts as (
+
+    select
+        received.visitor_id,
+        sessions.begins_at
+    from received
+    cross join lateral (
+        select events.occurred_at as begins_at
+        from {{ ref('stg_crm__events') }} as events
+        where
+            received.visitor_id = events.visitor_id
+            and received.received_from >= events.occurred_at
+            and not exists (
+                select 1
+                from {{ ref('stg_crm__events') }} as earlier
+                where
+                    events.visitor_id = earlier.visitor_id
+                    and events.occurred_at > earlier.occurred_at
+                    and earlier.occurred_at >= events.occurred_at - {{ session_pause() }}
+            )
+        order by events.occurred_at desc
+        limit 1
+    ) as sessions
+
+),
+
+read_again as (
+
+    select events.*
+    from {{ ref('stg_crm__events') }} as events
+    inner join starts on events.visitor_id = starts.visitor_id and events.occurred_at >= starts.begins_at
 
 ),
 
@@ -20,8 +59,7 @@ marked as (
         business_date,
         {{ is_new('events') }} as is_new,
         {{ begins_session('visits') }} as begins_session
-    from {{ ref('stg_crm__events') }}
-    where visitor_id in (select visitor_id from visitors)
+    from read_again
     window visits as (partition by visitor_id order by occurred_at, event_id)
 
 ),

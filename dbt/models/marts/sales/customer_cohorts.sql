@@ -2,6 +2,15 @@
 --
 -- The cohort of a customer is the same in both views, so that they can be compared. The last month ends with the as-of date.
 
+{{ config(
+    materialized='incremental',
+    meta={
+        'changed_key': 'cohort_month, activity_month',
+        'changes': 'int_changed_cohorts',
+    },
+    indexes=[{'columns': ['cohort_month', 'activity_month']}],
+) }}
+
 with customers as (
 
     select
@@ -33,12 +42,37 @@ months as (
 
 ),
 
+-- All customers in the changed months, and the customers of changed cohorts in all months; each has an index.
+days as (
+
+    select
+        customer_key,
+        cast(date_trunc('month', business_date) as date) as activity_month,
+        orders_booked,
+        orders_restated,
+        gross_amount,
+        cancelled_amount_booked,
+        cancelled_amount_restated
+    from {{ ref('int_daily_customer_sales') }}
+    where
+        {{ only_changed_by_index('business_date', 'int_changed_sales_periods', dates_from_to('period_start', 'period_end')) }}
+        {% if not execute or changes_only() %}
+            or customer_key = any(array(
+                select customers.customer_key
+                from customers
+                inner join {{ ref('int_changed_sales_periods') }} as changed
+                    on changed.period = 'month' and customers.cohort_month = changed.period_start
+            ))
+        {% endif %}
+
+),
+
 -- A credit dated in a month before the first purchase belongs to no month of the cohort.
 sums as (
 
     select
         customers.cohort_month,
-        cast(date_trunc('month', days.business_date) as date) as activity_month,
+        days.activity_month,
         count(distinct days.customer_key) filter (where days.orders_booked > 0) as active_customers_booked,
         count(distinct days.customer_key) filter (where days.orders_restated > 0) as active_customers_restated,
         sum(days.orders_booked) as orders_booked,
@@ -46,9 +80,10 @@ sums as (
         sum(days.gross_amount) as gross_amount,
         sum(days.cancelled_amount_booked) as cancelled_amount_booked,
         sum(days.cancelled_amount_restated) as cancelled_amount_restated
-    from {{ ref('int_daily_customer_sales') }} as days
+    from days
     inner join customers on days.customer_key = customers.customer_key
-    group by customers.cohort_month, date_trunc('month', days.business_date)
+    where {{ only_changed('customers.cohort_month, days.activity_month', 'int_changed_cohorts', 'cohort_month, activity_month') }}
+    group by customers.cohort_month, days.activity_month
 
 ),
 
@@ -68,6 +103,7 @@ joined as (
         coalesce(sums.cancelled_amount_restated, 0) as cancelled_amount_restated
     from months
     left join sums on months.cohort_month = sums.cohort_month and months.activity_month = sums.activity_month
+    where {{ only_changed('months.cohort_month, months.activity_month', 'int_changed_cohorts', 'cohort_month, activity_month') }}
 
 )
 

@@ -2,10 +2,16 @@
 --
 -- Over all days a cancellation counts once, so booked and restated amounts of a product are the same.
 
+{{ config(
+    materialized='incremental',
+    meta={'changed_key': 'product_code', 'changes': 'int_changed_products'},
+    indexes=[{'columns': ['product_key'], 'unique': true}, {'columns': ['product_code']}],
+) }}
+
 with products as (
 
     select * from {{ ref('dim_products') }}
-    where not is_unknown
+    where not is_unknown and {{ only_changed('product_code', 'int_changed_products') }}
 
 ),
 
@@ -20,6 +26,7 @@ sales as (
         min(business_date) filter (where orders_booked > 0) as first_sold_date,
         max(business_date) filter (where orders_booked > 0) as last_sold_date
     from {{ ref('int_daily_product_sales') }}
+    where {{ only_changed('product_code', 'int_changed_products') }}
     group by product_code
 
 ),
@@ -30,6 +37,7 @@ credits as (
         product_code,
         sum(unmatched_amount) as unmatched_amount
     from {{ ref('int_cancellations') }}
+    where {{ only_changed('product_code', 'int_changed_products') }}
     group by product_code
 
 ),

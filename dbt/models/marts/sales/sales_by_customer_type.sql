@@ -3,6 +3,15 @@
 -- A customer is new in the period that holds the first booked purchase. Credits of a known customer in periods before it, or without
 -- one, are of nobody's purchase and stand apart, so that the types add up to all sales.
 
+{{ config(
+    materialized='incremental',
+    meta={
+        'changed_key': 'period, period_start',
+        'changes': 'int_changed_sales_periods',
+    },
+    indexes=[{'columns': ['period', 'period_start']}],
+) }}
+
 with periods as (
 
     select * from (values ('day'), ('month')) as periods (period)
@@ -19,6 +28,13 @@ days as (
     from {{ ref('int_daily_customer_sales') }} as days
     cross join periods
     left join {{ ref('int_customer_activity') }} as customers on days.customer_key = customers.customer_key
+    where
+        {{ only_changed_by_index('days.business_date', 'int_changed_sales_periods', dates_from_to('period_start', 'period_end')) }}
+        and {{ only_changed(
+            'periods.period, cast(date_trunc(periods.period, days.business_date) as date)',
+            'int_changed_sales_periods',
+            'period, period_start'
+        ) }}
 
 ),
 
