@@ -15,7 +15,7 @@ with by_document as (
         count(distinct order_id || '/' || form) filter (where is_repeated) as repeated_cancellations,
         min(cancelled_at) as first_cancelled_at
     from {{ ref('int_cancellations') }}
-    where target_order_id is not null and {{ only_changed('target_order_id', 'int_changed_facts', 'order_id') }}
+    where target_order_id is not null and {{ only_changed_by_index('target_order_id', 'int_changed_facts', 'order_id') }}
     group by target_order_id
 
 ),
@@ -29,7 +29,7 @@ by_match as (
         min(cancellations.cancelled_at) as first_cancelled_at
     from {{ ref('int_cancellation_matches') }} as matches
     inner join {{ ref('int_cancellations') }} as cancellations on matches.cancellation_key = cancellations.cancellation_key
-    where {{ only_changed('matches.order_id', 'int_changed_facts', 'order_id') }}
+    where {{ only_changed_by_index('matches.order_id', 'int_changed_facts', 'order_id') }}
     group by matches.order_id
 
 ),

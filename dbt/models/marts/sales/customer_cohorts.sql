@@ -42,28 +42,23 @@ months as (
 
 ),
 
--- All customers in the changed months, and the customers of changed cohorts in all months; each has an index.
+-- All customers in the changed months, and the customers of changed cohorts in the others: two conditions, each of which has an index.
 days as (
 
-    select
-        customer_key,
-        cast(date_trunc('month', business_date) as date) as activity_month,
-        orders_booked,
-        orders_restated,
-        gross_amount,
-        cancelled_amount_booked,
-        cancelled_amount_restated
-    from {{ ref('int_daily_customer_sales') }}
-    where
-        {{ only_changed_by_index('business_date', 'int_changed_sales_periods', dates_from_to('period_start', 'period_end')) }}
-        {% if not execute or changes_only() %}
-            or customer_key = any(array(
+    select * from {{ ref('int_daily_customer_sales') }}
+    where {{ only_changed_by_index('business_date', 'int_changed_sales_periods', dates_from_to('period_start', 'period_end')) }}
+    {% if not execute or changes_only() %}
+        union all
+        select * from {{ ref('int_daily_customer_sales') }}
+        where
+            customer_key = any(array(
                 select customers.customer_key
                 from customers
                 inner join {{ ref('int_changed_sales_periods') }} as changed
                     on changed.period = 'month' and customers.cohort_month = changed.period_start
             ))
-        {% endif %}
+            and not {{ only_changed_by_index('business_date', 'int_changed_sales_periods', dates_from_to('period_start', 'period_end')) }}
+    {% endif %}
 
 ),
 
@@ -72,7 +67,7 @@ sums as (
 
     select
         customers.cohort_month,
-        days.activity_month,
+        cast(date_trunc('month', days.business_date) as date) as activity_month,
         count(distinct days.customer_key) filter (where days.orders_booked > 0) as active_customers_booked,
         count(distinct days.customer_key) filter (where days.orders_restated > 0) as active_customers_restated,
         sum(days.orders_booked) as orders_booked,
@@ -82,8 +77,13 @@ sums as (
         sum(days.cancelled_amount_restated) as cancelled_amount_restated
     from days
     inner join customers on days.customer_key = customers.customer_key
-    where {{ only_changed('customers.cohort_month, days.activity_month', 'int_changed_cohorts', 'cohort_month, activity_month') }}
-    group by customers.cohort_month, days.activity_month
+    where
+        {{ only_changed(
+            "customers.cohort_month, cast(date_trunc('month', days.business_date) as date)",
+            'int_changed_cohorts',
+            'cohort_month, activity_month'
+        ) }}
+    group by customers.cohort_month, date_trunc('month', days.business_date)
 
 ),
 
