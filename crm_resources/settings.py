@@ -89,11 +89,6 @@ class Settings(BaseSettings):
         default=86_400, ge=0, description="How far an event time may lie after its arrival before it is a dead letter."
     )
     trigger_seconds: float = Field(default=2.0, ge=0, description="Trigger interval of the stream's queries.")
-    refine_trigger_seconds: float | None = Field(
-        default=None,
-        ge=0,
-        description="Shortest time from one batch of the refine step to the next; default: `trigger_seconds`.",
-    )
     max_records_per_batch: int = Field(default=250_000, ge=1, description="Upper bound of records a micro-batch takes.")
     min_records_per_batch: int = Field(
         default=2_000, ge=1, description="Records the capture waits for before it begins a batch, see `max_trigger_delay_seconds`."

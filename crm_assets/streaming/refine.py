@@ -389,8 +389,8 @@ _READ = [*_POSITION, "kafka_timestamp"]
 
 def start_refine(spark: SparkSession, settings: Settings, step: RefineStep) -> StreamingQuery:
     """Start the endless query bronze → silver."""
-    seconds = settings.trigger_seconds if settings.refine_trigger_seconds is None else settings.refine_trigger_seconds
-    return _writer(spark, settings, step).trigger(processingTime=f"{int(seconds * 1000)} milliseconds").start()
+    seconds = f"{int(settings.trigger_seconds * 1000)} milliseconds"
+    return _writer(spark, settings, step).trigger(processingTime=seconds).start()
 
 
 def drain_refine(spark: SparkSession, settings: Settings, step: RefineStep) -> StreamingQuery:

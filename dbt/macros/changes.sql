@@ -84,11 +84,20 @@
     {%- endif -%}
 {%- endmacro %}
 
-{# Condition on the rows of a model that the run has built anew. #}
+{# Condition on the rows of a model that the run has built anew. Of a key whose rows follow each other in time (`changed_from` is the column
+   that says it) these are the ones from the time on that the table of changes gives as `built_from`. #}
 {% macro is_changed(node) -%}
     {%- set meta = node.config.meta -%}
     {%- set changes = api.Relation.create(database=node.database, schema='intermediate', identifier=meta.changes) -%}
-    ({{ meta.changed_key }}) in (select {{ meta.get('key_of_changes', meta.changed_key) }} from {{ changes }})
+    {%- if meta.get('changed_from') -%}
+        exists (
+            select 1 from {{ changes }} as changes
+            where changes.{{ meta.changed_key }} = {{ node.name }}.{{ meta.changed_key }}
+                and changes.built_from <= {{ node.name }}.{{ meta.changed_from }}
+        )
+    {%- else -%}
+        ({{ meta.changed_key }}) in (select {{ meta.get('key_of_changes', meta.changed_key) }} from {{ changes }})
+    {%- endif -%}
 {%- endmacro %}
 
 {# What a data test looks at, in place of dbt's own: of a model of which only changed keys were built anew, the rows of these. The

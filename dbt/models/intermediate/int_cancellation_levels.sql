@@ -5,29 +5,79 @@
 
 {{ config(
     materialized='incremental',
-    meta={'changed_key': 'pile_key', 'changes': 'int_changed_piles'},
-    indexes=[{'columns': ['pile_key']}],
+    meta={'changed_key': 'pile_key', 'changes': 'int_changed_piles', 'changed_from': 'moved_at'},
+    indexes=[{'columns': ['pile_key', 'place']}, {'columns': ['pile_key', 'moved_at']}],
 ) }}
 
-with credits as (
+-- A changed pile keeps the moves before the first one that may have changed, and goes on from the height there.
+with {% if not execute or changes_only() -%}
+    changed as (
 
-    select * from {{ ref('int_cancellation_lines') }}
+        select
+            piles.customer_id,
+            piles.product_code,
+            piles.unit_price,
+            piles.built_from,
+            coalesce(kept.place, 0) as kept_place,
+            coalesce(kept.height_after, 0) as kept_height
+        from {{ ref('int_changed_piles') }} as piles
+        left join lateral (
+            select
+                moves.place,
+                moves.height_after
+            from {{ this }} as moves
+            where moves.pile_key = piles.pile_key
+            order by moves.place desc
+            limit 1
+        ) as kept on true
+
+    ),
+
+{% endif -%}
+credits as (
+
+    select credits.*
+    from {{ ref('int_cancellation_lines') }} as credits
+    {% if not execute or changes_only() -%}
+        inner join changed
+            on
+                credits.customer_id = changed.customer_id
+                and credits.product_code = changed.product_code
+                and credits.unit_price = changed.unit_price
+                and credits.cancelled_at >= changed.built_from
+    {% endif -%}
     where
-        form = 'unreferenced'
-        and customer_id is not null
-        and requested_quantity > 0
-        and unit_price > 0
-        and {{ only_changed('customer_id, product_code, unit_price', 'int_changed_piles') }}
+        credits.form = 'unreferenced'
+        and credits.customer_id is not null
+        and credits.requested_quantity > 0
+        and credits.unit_price > 0
 
 ),
 
 piles as (
 
-    select distinct
-        customer_id,
-        product_code,
-        unit_price
-    from credits
+    {% if not execute or changes_only() -%}
+        select * from changed
+        where
+            kept_place > 0
+            or exists (
+                select 1
+                from credits
+                where
+                    credits.customer_id = changed.customer_id
+                    and credits.product_code = changed.product_code
+                    and credits.unit_price = changed.unit_price
+            )
+    {%- else -%}
+        select distinct
+            customer_id,
+            product_code,
+            unit_price,
+            cast('-infinity' as timestamp with time zone) as built_from,
+            cast(0 as bigint) as kept_place,
+            cast(0 as numeric) as kept_height
+        from credits
+    {%- endif %}
 
 ),
 
@@ -50,6 +100,7 @@ supply as (
             sales.customer_id = piles.customer_id
             and sales.product_code = piles.product_code
             and sales.unit_price = piles.unit_price
+            and sales.line_at >= piles.built_from
     left join {{ ref('int_sale_lines_taken_back') }} as taken on sales.order_line_key = taken.order_line_key
     where sales.line_class = 'sale' and sales.is_within_as_of and sales.is_base_currency
 
@@ -90,14 +141,17 @@ moves as (
 ordered as (
 
     select
-        *,
-        row_number() over pile as place,
-        sum(change) over pile as running_sum
+        moves.*,
+        piles.kept_height,
+        piles.kept_place + row_number() over pile as place,
+        piles.kept_height + sum(moves.change) over pile as running_sum
     from moves
+    inner join piles
+        on moves.customer_id = piles.customer_id and moves.product_code = piles.product_code and moves.unit_price = piles.unit_price
     window
         pile as (
-            partition by customer_id, product_code, unit_price
-            order by moved_at, turn, source_line, order_id, line_number
+            partition by moves.customer_id, moves.product_code, moves.unit_price
+            order by moves.moved_at, moves.turn, moves.source_line, moves.order_id, moves.line_number
         )
 
 ),
@@ -122,6 +176,6 @@ select
     cast(case when turn = 1 then -change else 0 end as bigint) as requested_quantity,
     moved_at,
     place,
-    coalesce(lag(height_after) over (partition by customer_id, product_code, unit_price order by place), 0) as height_before,
+    coalesce(lag(height_after) over (partition by customer_id, product_code, unit_price order by place), kept_height) as height_before,
     height_after
 from heights

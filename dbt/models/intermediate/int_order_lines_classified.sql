@@ -4,7 +4,7 @@
     materialized='incremental',
     meta={'changed_key': 'order_id', 'changes': 'int_changed_orders'},
     post_hook="{{ index_if_built(\"(product_code, (line_class = 'sale') desc, line_at desc) where description is not null\") }}",
-    indexes=[{'columns': ['order_id']}, {'columns': ['customer_id', 'product_code']}, {'columns': ['product_code']}],
+    indexes=[{'columns': ['order_id']}, {'columns': ['customer_id', 'product_code', 'line_at']}, {'columns': ['product_code']}],
 ) }}
 
 with orders as (

@@ -1,6 +1,9 @@
 -- Grain: one row per pile (customer, product, unit price) in which cancellations may find other sales than at the last refresh.
 --
 -- Piles of all lines that a changed order has or had, where something takes from the pile or did.
+--
+-- A pile is worked out again from its first changed move. One from which nothing took before that has no moves worked out yet, or has lost
+-- the only thing that took: it is worked out from the beginning.
 
 with messages as (
 
@@ -36,6 +39,20 @@ select
     touched.product_code,
     touched.unit_price,
     touched.changed_from,
+    case
+        when exists (
+            select 1
+            from {{ ref('int_cancellation_lines') }} as earlier
+            where
+                earlier.form = 'unreferenced'
+                and earlier.requested_quantity > 0
+                and earlier.customer_id = touched.customer_id
+                and earlier.product_code = touched.product_code
+                and earlier.unit_price = touched.unit_price
+                and earlier.cancelled_at < touched.changed_from
+        ) then touched.changed_from
+        else '-infinity'
+    end as built_from,
     cast(coalesce(touched.taken_back_quantity, 0) as bigint) as taken_back_quantity
 from touched
 where
