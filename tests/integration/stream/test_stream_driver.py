@@ -152,20 +152,29 @@ def test_killed_driver_leaves_no_java_and_goes_on_where_it_was_without_its_check
 
 
 def test_a_failing_refine_step_does_not_stop_the_capture(driver: DriverProcess) -> None:
-    blocker = Path(driver.settings.table_uri("silver"))
-    blocker.parent.mkdir(parents=True, exist_ok=True)
-    blocker.write_text("a file where a folder should be")
+    # A driver that is warm: the first batch of a cold one may take longer than refine is tried again.
     driver.launch()
     send(driver.settings, 100, seed=4)
+    wait_until(lambda: driver.placed() == 100, "both steps run")
+    silver = Path(driver.settings.table_uri("silver"))
+    aside = silver.rename(silver.with_name("silver-aside"))
+    silver.write_text("a file where a folder should be")
+    send(driver.settings, 100, seed=14)
+    wait_until(lambda: refine_state(driver.settings) is QueryState.RETRYING, "refine fails")
+    send(driver.settings, 100, seed=24)
 
-    wait_until(lambda: row_count(driver.settings, BRONZE.path) == 100, "the records are captured")
-    progress = read_progress(driver.settings)
-    assert progress is not None
-    assert progress.queries["refine"].state in {QueryState.RETRYING, QueryState.STARTING}
+    wait_until(lambda: row_count(driver.settings, BRONZE.path) == 300, "the records are captured")
+    assert refine_state(driver.settings) in {QueryState.RETRYING, QueryState.STARTING}
 
-    blocker.unlink()
+    silver.unlink()
+    aside.rename(silver)
 
-    wait_until(lambda: driver.placed() == 100, "refine has recovered by itself")
+    wait_until(lambda: driver.placed() == 300, "refine has recovered by itself")
+
+
+def refine_state(settings: Settings) -> QueryState:
+    """What the driver says of its refine query."""
+    return (read_progress(settings) or never()).queries["refine"].state
 
 
 def content(settings: Settings) -> dict[str, list[str]]:
