@@ -51,6 +51,7 @@ def offences(manifest: Mapping[str, Any], exceptions: Mapping[tuple[str, str], s
         if node["resource_type"] != "model":
             continue
         layer, name = _layer(node), node["name"]
+        parents = [nodes[key] for key in node["depends_on"]["nodes"] if key in nodes]
         if layer not in MAY_READ:
             found.append(f"{name} stands in {layer}; layers are {', '.join(MAY_READ)}")
             continue
@@ -64,9 +65,9 @@ def offences(manifest: Mapping[str, Any], exceptions: Mapping[tuple[str, str], s
                 f"{name} has a `with`: PostgreSQL cannot look for single keys through it and reads the whole table; select from the source"
             )
         if node["config"]["materialized"] == "view":
-            swapped = [p for key in node["depends_on"]["nodes"] if (p := nodes.get(key)) and _is_made_anew(p)]
-            found += [f"{name} is a view of {parent['name']}, which is made anew and would take the view with it" for parent in swapped]
-        for parent in (nodes[key] for key in node["depends_on"]["nodes"] if key in nodes):
+            swapped = [parent["name"] for parent in parents if _is_swapped(parent)]
+            found += [f"{name} is a view of {parent}, which is made anew and would take the view with it" for parent in swapped]
+        for parent in parents:
             if _layer(parent) in MAY_READ[layer]:
                 continue
             pair = (name, parent["name"])
@@ -78,8 +79,8 @@ def offences(manifest: Mapping[str, Any], exceptions: Mapping[tuple[str, str], s
     return found + [f"the exception for {reader} and {read} is needed no longer" for reader, read in sorted(set(exceptions) - used)]
 
 
-def _is_made_anew(node: Mapping[str, Any]) -> bool:
-    """Whether each refresh puts a new table in the place of this one; what changes leave out are views."""
+def _is_swapped(node: Mapping[str, Any]) -> bool:
+    """Whether each refresh puts a new table in the place of this one."""
     return bool(node["resource_type"] == "model" and node["config"]["materialized"] == "table")
 
 

@@ -49,11 +49,6 @@
     {%- endif -%}
 {%- endmacro %}
 
-{# All dates of spans in a table of changes, as its key. #}
-{% macro dates_from_to(first, last) -%}
-    cast(generate_series({{ first }}, {{ last }}, interval '1 day') as date)
-{%- endmacro %}
-
 {# The same by an index, whatever the planner thinks: where it may not loop, or would look through a history for some dates. #}
 {% macro only_changed_by_index(key, changes, changed_key=none) -%}
     {%- if not execute or changes_only() -%}
@@ -61,6 +56,11 @@
     {%- else -%}
         true
     {%- endif -%}
+{%- endmacro %}
+
+{# All dates of spans in a table of changes, as its key. #}
+{% macro dates_from_to(first, last) -%}
+    cast(generate_series({{ first }}, {{ last }}, interval '1 day') as date)
 {%- endmacro %}
 
 {# Condition on the messages of things of which a new one has come; of a thing without a new message the state stays. #}

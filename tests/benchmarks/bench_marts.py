@@ -235,10 +235,10 @@ def _refresh(settings: Settings) -> Refresh:
     clock = time.monotonic()
     with recorded_refresh(settings, whole=True, warn=CONSOLE.print) as planned:
         left_out = ("test", "unit_test") if planned.scope.whole else ("test", "unit_test", "seed")
-        views = [] if planned.scope.whole else [selector for selector in TABLES_ONLY if not selector.startswith("--")]
+        without_views = () if planned.scope.whole else TABLES_ONLY
         arguments = ("build", "--exclude-resource-type", *left_out)
-        first = _dbt(planned.settings, planned.scope.since, *arguments, "--select", *facts, *(["--exclude", *views] if views else []))
-        second = _dbt(planned.settings, planned.scope.since, *arguments, "--exclude", *facts, *views)
+        first = _dbt(planned.settings, planned.scope.since, *arguments, "--select", *facts, *without_views)
+        second = _dbt(planned.settings, planned.scope.since, *arguments, *(without_views or ("--exclude",)), *facts)
     return Refresh(first, second, time.monotonic() - clock)
 
 

@@ -39,30 +39,17 @@ select
     touched.product_code,
     touched.unit_price,
     touched.changed_from,
-    case
-        when exists (
-            select 1
-            from {{ ref('int_cancellation_lines') }} as earlier
-            where
-                earlier.form = 'unreferenced'
-                and earlier.requested_quantity > 0
-                and earlier.customer_id = touched.customer_id
-                and earlier.product_code = touched.product_code
-                and earlier.unit_price = touched.unit_price
-                and earlier.cancelled_at < touched.changed_from
-        ) then touched.changed_from
-        else '-infinity'
-    end as built_from,
+    case when credits.first_cancelled_at < touched.changed_from then touched.changed_from else '-infinity' end as built_from,
     cast(coalesce(touched.taken_back_quantity, 0) as bigint) as taken_back_quantity
 from touched
-where
-    touched.has_taken_back
-    or exists (
-        select 1
-        from {{ ref('int_cancellation_lines') }} as credits
-        where
-            credits.form = 'unreferenced'
-            and credits.customer_id = touched.customer_id
-            and credits.product_code = touched.product_code
-            and credits.unit_price = touched.unit_price
-    )
+cross join lateral (
+    select min(takers.cancelled_at) as first_cancelled_at
+    from {{ ref('int_cancellation_lines') }} as takers
+    where
+        takers.form = 'unreferenced'
+        and takers.requested_quantity > 0
+        and takers.customer_id = touched.customer_id
+        and takers.product_code = touched.product_code
+        and takers.unit_price = touched.unit_price
+) as credits
+where touched.has_taken_back or credits.first_cancelled_at is not null

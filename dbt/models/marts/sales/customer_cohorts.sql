@@ -77,12 +77,6 @@ sums as (
         sum(days.cancelled_amount_restated) as cancelled_amount_restated
     from days
     inner join customers on days.customer_key = customers.customer_key
-    where
-        {{ only_changed(
-            "customers.cohort_month, cast(date_trunc('month', days.business_date) as date)",
-            'int_changed_cohorts',
-            'cohort_month, activity_month'
-        ) }}
     group by customers.cohort_month, date_trunc('month', days.business_date)
 
 ),
