@@ -21,6 +21,8 @@ LOG = logging.getLogger(__name__)
 
 UNIQUE_COLUMNS = ("kafka_offset", "kafka_timestamp", "value")
 
+CHECKPOINTING = "org.apache.spark.sql.execution.streaming.checkpointing"
+
 REQUIRED_JARS = {"spark": ("delta-spark", "delta-storage", "spark-sql-kafka", "kafka-clients"), "s3a": ("hadoop-aws", "s3-2", "auth-2")}
 """Libraries by folder that are looked for at the start; the folder `s3a` only for a lake on an object store."""
 
@@ -78,6 +80,8 @@ def spark_conf(settings: Settings, app_name: str) -> dict[str, str]:
         "spark.sql.variant.allowDuplicateKeys": "true",
         "spark.sql.streaming.minBatchesToRetain": "20",
         "spark.sql.streaming.metricsEnabled": "false",
+        # What Spark takes by itself starts a process, `readlink`, for each file of a checkpoint, several times per batch.
+        "spark.sql.streaming.checkpointFileManagerClass": f"{CHECKPOINTING}.FileSystemBasedCheckpointFileManager",
         "spark.scheduler.mode": "FAIR",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.cleaner.periodicGC.interval": "5min",

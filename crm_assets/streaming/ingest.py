@@ -75,6 +75,9 @@ class IngestStep:
         self.generation = generation_of(self.checkpoint, tables_hold_rows=row_count(settings, BRONZE.path) > 0)
         last = self._last_commit()
         self._settle(last)
+        table = open_table(settings, BRONZE.path)
+        written = None if table is None else table.transaction_version(self.application)
+        self._written = -1 if written is None else int(written)
         # The commit of the next batch, or of the last one when it is run again, lies behind this version.
         if last is not None and self.application in last.transactions:
             self._version = last.version - 1
@@ -95,14 +98,12 @@ class IngestStep:
         self._passing(CrashPoint.INGEST_BEFORE_COMMIT)
         self._may_write()
         planned = planned_ranges(self.checkpoint, batch_id)
-        (
-            batch.coalesce(self._files(planned))
-            .write.format("delta")
-            .mode("append")
-            .option("txnAppId", self.application)
-            .option("txnVersion", str(batch_id))
-            .save(self._settings.spark_uri(BRONZE.path))
-        )
+        if batch_id > self._written:
+            rows = batch.coalesce(self._files(planned))
+            append_by_spark(rows, self._settings.spark_uri(BRONZE.path), application=self.application, version=batch_id)
+            self._written = batch_id
+        else:
+            LOG.warning("batch %s is in bronze already; it is not written again", batch_id)
         self._passing(CrashPoint.INGEST_AFTER_COMMIT)
         commit = self._commit_of(batch_id)
         seconds = time.monotonic() - started
@@ -204,6 +205,28 @@ class IngestStep:
                     "rows in bronze. If producers write this topic in transactions, which leave offsets without records, have them "
                     "write without; otherwise look at the disk, and run `make audit`"
                 )
+
+
+def append_by_spark(rows: DataFrame, uri: str, *, application: str, version: int) -> None:
+    """Append rows in one commit that carries a Delta transaction. Whether that transaction was there before is the caller's question.
+
+    Delta's options `txnAppId` and `txnVersion` ask that at each write, and Spark then puts the state of the whole table together from its
+    log, which takes nearly as long as writing a small batch. So this goes to the transaction that Delta's own writers are made of.
+
+    Args:
+        rows: rows with the table's columns.
+        uri: the table, as Spark names it.
+        application: name of the transaction, with the checkpoint's generation in it.
+        version: number of the transaction.
+    """
+    session: Any = rows.sparkSession
+    java = session._jvm
+    delta, option = java.org.apache.spark.sql.delta, java.scala.Option
+    transaction = delta.DeltaLog.forTable(session._jsparkSession, uri).startTransaction(option.empty(), option.empty())
+    files = transaction.writeFiles(rows._jdf)
+    transaction.updateSetTransaction(application, version, option.apply(time.time_ns() // 1_000_000))
+    unsaid = [option.empty()] * 8  # condition, partitions to replace, changes of the schema and the like: an append has none
+    transaction.commit(files, delta.DeltaOperations.Write(java.org.apache.spark.sql.SaveMode.Append, *unsaid))
 
 
 def _batches_of(commit: Commit) -> list[tuple[str, int]]:
