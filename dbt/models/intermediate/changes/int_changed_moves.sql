@@ -18,13 +18,14 @@ built as (
         spans.first_place,
         spans.lowest_height
     from {{ ref('int_changed_piles') }} as piles
-    cross join lateral (
-        select
-            min(moves.place) as first_place,
-            min(least(moves.height_before, moves.height_after)) as lowest_height
-        from moves
-        where moves.pile_key = piles.pile_key and moves.moved_at >= piles.built_from
-    ) as spans
+    cross join
+        lateral (
+            select
+                min(moves.place) as first_place,
+                min(least(moves.height_before, moves.height_after)) as lowest_height
+            from moves
+            where moves.pile_key = piles.pile_key and moves.moved_at >= piles.built_from
+        ) as spans
     where spans.first_place is not null
 
 ),

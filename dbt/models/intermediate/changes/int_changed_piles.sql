@@ -42,14 +42,15 @@ select
     case when credits.first_cancelled_at < touched.changed_from then touched.changed_from else '-infinity' end as built_from,
     cast(coalesce(touched.taken_back_quantity, 0) as bigint) as taken_back_quantity
 from touched
-cross join lateral (
-    select min(takers.cancelled_at) as first_cancelled_at
-    from {{ ref('int_cancellation_lines') }} as takers
-    where
-        takers.form = 'unreferenced'
-        and takers.requested_quantity > 0
-        and takers.customer_id = touched.customer_id
-        and takers.product_code = touched.product_code
-        and takers.unit_price = touched.unit_price
-) as credits
+cross join
+    lateral (
+        select min(takers.cancelled_at) as first_cancelled_at
+        from {{ ref('int_cancellation_lines') }} as takers
+        where
+            takers.form = 'unreferenced'
+            and takers.requested_quantity > 0
+            and takers.customer_id = touched.customer_id
+            and takers.product_code = touched.product_code
+            and takers.unit_price = touched.unit_price
+    ) as credits
 where touched.has_taken_back or credits.first_cancelled_at is not null
