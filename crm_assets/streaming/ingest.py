@@ -1,7 +1,8 @@
 """Step one, Kafka to bronze: raw bytes and coordinates, nothing parsed, so that nothing in a record can stop the capture.
 
 Belongs here: the ingest query and what it does with a batch. A batch is written with its checkpoint generation and number as a Delta
-transaction, so Delta takes it once however often it runs; then it is looked up in the log, counted and noted in the batch ledger.
+transaction, by which the next start knows what is in bronze, so it is there once however often it runs; then it is looked up in the log,
+counted and noted in the batch ledger.
 Not here: what the bytes mean (`transform`), or whether Kafka still holds what the query wants to read (`source_offsets`).
 """
 
