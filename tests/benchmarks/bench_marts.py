@@ -42,8 +42,11 @@ from tests.benchmarks.marts_history import (
 from tests.own_stack import own_stack
 
 CONSOLE = Console()
+FIRST_BATCHES = 5
+"""Batches after a build of everything, which leaves the indexes of a long history on disk alone; the first is reported, none is counted."""
+
 BATCHES = 7
-"""Batches after which a refresh is timed; their median counts."""
+"""Batches after these, whose refreshes are counted: their median."""
 
 SCORINGS = 3
 """How often all customers are scored; the median counts."""
@@ -107,14 +110,23 @@ def main(
     wrong: list[str] = []
     with own_stack("bench-marts") as environ:
         settings = load_settings(environ)
-        table = Table("lines", "full build s", "refresh s", "of all models s", "daily sales", title="bench-marts", title_justify="left")
+        table = Table(
+            "lines",
+            "full build s",
+            "first refresh s",
+            "refresh s",
+            "of all models s",
+            "daily sales",
+            title="bench-marts",
+            title_justify="left",
+        )
         for lines in lengths:
             found = _history(settings, lines, batch, counts[0])
             figures |= {f"{name}_at_{lines}_lines": value for name, value in found.items()}
             equal = not found["wrong_days"]
             wrong += [] if equal else [f"daily sales at {lines:,} lines"]
-            row = (found["full_build_seconds"], found["refresh_seconds"], found["refresh_all_models_seconds"])
-            table.add_row(f"{lines:,}", *(f"{value:.1f}" for value in row), "equal" if equal else "WRONG")
+            names = ("full_build_seconds", "first_refresh_seconds", "refresh_seconds", "refresh_all_models_seconds")
+            table.add_row(f"{lines:,}", *(f"{found[name]:.1f}" for name in names), "equal" if equal else "WRONG")
         refreshes = [figures[f"refresh_seconds_at_{lines}_lines"] for lines in lengths]
         figures["slowest_over_fastest_ratio"] = round(max(refreshes) / min(refreshes), 3)
         scoring = Table("customers", "scoring s", "rows of one aggregate each", title_justify="left")
@@ -136,7 +148,8 @@ def _history(settings: Settings, lines: int, batch: int, customers: int) -> dict
     """Figures of one length of history; its database is dropped at the end."""
     shop = Shop(customers, orders_per_day=2_000)
     before, per_batch = lines // LINES_PER_ORDER, batch // LINES_PER_ORDER
-    last = as_of(shop, before + BATCHES * per_batch).date()
+    batches = FIRST_BATCHES + BATCHES
+    last = as_of(shop, before + batches * per_batch).date()
     place = settings.model_copy(update={"env": f"bench_{lines}", "as_of": last})
     warehouse.prepare(place)
     try:
@@ -151,7 +164,7 @@ def _history(settings: Settings, lines: int, batch: int, customers: int) -> dict
         CONSOLE.print(f"{lines:,} lines: everything built in {full.seconds:.0f} s")
         _settle(place)
         refreshes = []
-        for number in range(BATCHES):
+        for number in range(batches):
             write_orders(place, shop, before + number * per_batch, per_batch)
             refreshes.append(_refresh(place))
             for name, part in (("facts", refreshes[-1].facts), ("the others", refreshes[-1].others)):
@@ -161,13 +174,15 @@ def _history(settings: Settings, lines: int, batch: int, customers: int) -> dict
         wrong = abs(expected.height - found.height) + expected.join(found, on=expected.columns, how="anti").height
     finally:
         _drop(place)
+    first, counted = refreshes[0], refreshes[FIRST_BATCHES:]
     return {
         "write_seconds": round(written, 1),
         "full_build_seconds": round(full.seconds, 2),
-        "refresh_all_models_seconds": round(statistics.median(r.seconds for r in refreshes), 2),
-        "refresh_with_two_starts_seconds": round(statistics.median(r.whole for r in refreshes), 2),
-        "refresh_seconds": round(statistics.median(r.facts.seconds for r in refreshes), 2),
-        "refresh_other_models_seconds": round(statistics.median(r.others.seconds for r in refreshes), 2),
+        "first_refresh_seconds": round(first.facts.seconds, 2),
+        "refresh_all_models_seconds": round(statistics.median(r.seconds for r in counted), 2),
+        "refresh_with_two_starts_seconds": round(statistics.median(r.whole for r in counted), 2),
+        "refresh_seconds": round(statistics.median(r.facts.seconds for r in counted), 2),
+        "refresh_other_models_seconds": round(statistics.median(r.others.seconds for r in counted), 2),
         "wrong_days": wrong,
     }
 
