@@ -182,6 +182,12 @@ def _delta_type(column: Column) -> str:
             return column.type.value
 
 
+def last_transaction(table: DeltaTable, application: str) -> int:
+    """Number of the last Delta transaction of that name in the open table, -1 before the first."""
+    found = table.transaction_version(application)
+    return -1 if found is None else int(found)
+
+
 def append_rows(
     table: DeltaTable, rows: pa.Table, *, application: str, version: int, plain_columns: Sequence[str] = (), retries: int = 0
 ) -> None:

@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from crm_resources.lake import read_table
-from crm_resources.lake_tables import append_rows, create_table, table_schema
+from crm_resources.lake_tables import append_rows, create_table, last_transaction, table_schema
 from crm_resources.layout import BATCHES
 from crm_resources.settings import Settings
 
@@ -104,8 +104,7 @@ class BatchLedger:
 
     def _last_batch(self, application: str) -> int:
         self._table.update_incremental()
-        found = self._table.transaction_version(application)
-        return -1 if found is None else int(found)
+        return last_transaction(self._table, application)
 
 
 def captured_ends(settings: Settings) -> dict[Partition, int]:

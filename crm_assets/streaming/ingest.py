@@ -22,7 +22,7 @@ from crm_assets.streaming.crash_points import CrashPoint
 from crm_assets.streaming.source_offsets import check_source, starting_offsets, topics
 from crm_assets.streaming.tables import BooksOpen, generation_of, ingest_checkpoint
 from crm_resources.lake import Commit, DataFile, files_of, open_table, read_columns, read_commit, row_count, table_version
-from crm_resources.lake_tables import create_table, refuse_altered
+from crm_resources.lake_tables import create_table, last_transaction, refuse_altered
 from crm_resources.layout import BRONZE
 from crm_resources.settings import Settings
 
@@ -66,7 +66,7 @@ class IngestStep:
         may_write: Callable[[], None] = lambda: None,
     ) -> None:
         refuse_altered(settings, [(BRONZE, BRONZE.path)])
-        create_table(settings, BRONZE)
+        table = create_table(settings, BRONZE)
         self._settings = settings
         self._ledger = ledger or BatchLedger(settings)
         self._noted = noted
@@ -76,9 +76,7 @@ class IngestStep:
         self.generation = generation_of(self.checkpoint, tables_hold_rows=row_count(settings, BRONZE.path) > 0)
         last = self._last_commit()
         self._settle(last)
-        table = open_table(settings, BRONZE.path)
-        written = None if table is None else table.transaction_version(self.application)
-        self._written = -1 if written is None else int(written)
+        self._written = last_transaction(table, self.application)
         # The commit of the next batch, or of the last one when it is run again, lies behind this version.
         if last is not None and self.application in last.transactions:
             self._version = last.version - 1

@@ -27,7 +27,7 @@ from crm_assets.streaming.transform import DETAIL, OK, RAW, REASON, Limits, Scre
 from crm_resources.contracts import Contract, Reason, contracts
 from crm_resources.contracts.derive_spark import silver_type
 from crm_resources.lake import files_of, open_table, read_columns, read_commit, row_count, table_version, unquoted
-from crm_resources.lake_tables import append_rows, create_table, table_schema
+from crm_resources.lake_tables import append_rows, create_table, last_transaction, table_schema
 from crm_resources.layout import BRONZE, COORDINATES, DEAD_LETTERS, DUPLICATES, SILVER, LakeTable, silver_columns, topic_name
 from crm_resources.settings import Settings
 
@@ -373,8 +373,7 @@ class RefineStep:
         opened = open_table(self._settings, path)
         if opened is None:
             raise BooksOpen(f"{self._settings.table_uri(path)} is gone although it was just made; look at the disk")
-        last = opened.transaction_version(self._application(table))
-        state = _Table(table, path, opened, -1 if last is None else int(last))
+        state = _Table(table, path, opened, last_transaction(opened, self._application(table)))
         if table.name in SILVER:
             state.index.add(files_of(opened))
         return state

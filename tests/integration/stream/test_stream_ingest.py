@@ -22,8 +22,9 @@ def orders(count: int) -> list[Record]:
 
 def plan(step: IngestStep, lake: Lake, batch: int, end: int) -> None:
     """Note a batch in the checkpoint as Spark does before it runs it."""
-    for folder, text in (("offsets", f"v1\n{{}}\n{json.dumps({lake.topic('order'): {'0': end}})}"), ("sources/0", "v1\n{}")):
-        file = step.checkpoint / folder / str(batch if folder == "offsets" else 0)
+    reach = json.dumps({lake.topic("order"): {"0": end}})
+    for name, text in ((f"offsets/{batch}", f"v1\n{{}}\n{reach}"), ("sources/0/0", "v1\n{}")):
+        file = step.checkpoint / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
 
