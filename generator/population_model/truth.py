@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TABLES = ("customers", "purchases", "season")
-_PRIVATE_FILE = 0o600
 _PRIVATE_FOLDER = 0o700
 
 
@@ -186,12 +186,13 @@ def _times(at_us: np.ndarray[Any, np.dtype[np.int64]], absent: np.ndarray[Any, n
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    """Write a file that nobody but its owner ever could read, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a file that nobody but its owner ever could read, whole or not at all, whoever else writes it at the same time."""
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).replace(path)
+    finally:
+        Path(draft).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -311,6 +312,19 @@ def test_nothing_of_the_truth_is_in_the_stream(shop: PopulationShop, records: li
         assert f'"{name}"'.encode() not in stream
     future = {int(at_us) for at_us in shop.purchases.at_us[shop.orders :]}
     assert future.isdisjoint(record.sequence for record in records)
+
+
+def test_two_processes_may_seal_the_same_truth_at_once(shop: PopulationShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = os.fsync
+
+    def other_comes_between(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", written)
+        write_truth(shop, tmp_path)
+
+    monkeypatch.setattr(os, "fsync", other_comes_between)
+    folder = write_truth(shop, tmp_path)
+    assert read_truth(folder).customers.num_rows == shop.customers.count
+    assert {path.name for path in folder.iterdir()} == {"customers.parquet", "purchases.parquet", "season.parquet", "truth.json"}
 
 
 def test_the_truth_is_sealed_and_private(shop: PopulationShop, tmp_path: Path) -> None:
