@@ -71,6 +71,8 @@ def spark_conf(settings: Settings, app_name: str) -> dict[str, str]:
         "spark.hadoop.parquet.compression.codec.zstd.level": "1",
         # A check of Spark's own optimizer, made after each of its rules.
         "spark.sql.lightweightPlanChangeValidation": "false",
+        # The line of Python behind each column, for error messages: more than half of what it takes to build an expression.
+        "spark.python.sql.dataFrameDebugging.enabled": "false",
         # Columns whose values hardly repeat: to look for repetitions costs time and saves no space.
         **{f"spark.hadoop.parquet.enable.dictionary#{name}": "false" for name in UNIQUE_COLUMNS},
         "spark.sql.adaptive.enabled": "false",

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crm_resources.lake_lock import lake_lock
-from crm_resources.lake_tables import append_rows, create_table, refuse_altered, table_schema
+from crm_resources.lake_tables import append_rows, create_table, last_transaction, refuse_altered, table_schema
 from crm_resources.layout import BRONZE, topic_name
 from crm_resources.ledger import LedgerWriter, ledger_dir, ledger_schema, payload_md5, publish_ledger
 from crm_resources.settings import Settings
@@ -152,9 +152,8 @@ class _Run:
 
     @property
     def last_day(self) -> int:
-        """Ordinal of the last day in bronze, 0 before the first."""
-        found = self._bronze.transaction_version(self._application)
-        return 0 if found is None else int(found)
+        """Ordinal of the last day in bronze, -1 before the first."""
+        return last_transaction(self._bronze, self._application)
 
     def settle(self) -> None:
         """Put ledgers whose commit is in bronze in their place, and drop those whose commit never came."""

@@ -23,7 +23,7 @@ from crm_assets.streaming.crash_points import CrashPoint
 from crm_assets.streaming.history import IDENTITY, Decision, FileIndex, Verdict, decide
 from crm_assets.streaming.resumption import resumption, source_version
 from crm_assets.streaming.tables import BooksOpen, Place, create_refined, generation_of, refined_tables
-from crm_assets.streaming.transform import DETAIL, OK, RAW, REASON, Limits, Screen, classify
+from crm_assets.streaming.transform import DETAIL, OK, RAW, REASON, Classifier, Limits, Screen
 from crm_resources.contracts import Contract, Reason, contracts
 from crm_resources.contracts.derive_spark import silver_type
 from crm_resources.lake import files_of, open_table, read_columns, read_commit, row_count, table_version, unquoted
@@ -125,6 +125,7 @@ class RefineStep:
         self.place = place
         self._limits = Limits(settings.future_tolerance_seconds)
         self._screens = {c.entity: Screen(c, self._limits) for c in contracts()}
+        self._classifiers: dict[str, Classifier] = {}
         self._ledger = ledger or BatchLedger(settings)
         self._noted = noted
         self._passing = passing
@@ -269,7 +270,10 @@ class RefineStep:
         if good.num_rows == screened.num_rows:
             return read, good, good.slice(0, 0)
         suspects = _with_bytes(records, screened.filter(pc.invert(screened[OK])))
-        rescued, refused = judged_thoroughly(suspects, contract, self._limits)
+        # Not needed before the first record that is no good, and kept from then on.
+        classifier = self._classifiers.get(contract.entity) or Classifier(contract, self._limits)
+        self._classifiers[contract.entity] = classifier
+        rescued, refused = judged_thoroughly(suspects, classifier)
         return read, pa.concat_tables([good, rescued.cast(good.schema)]), refused
 
     def assign(
@@ -499,17 +503,16 @@ def _conflicting(records: DataFrame, good: pa.Table, conflicts: Sequence[Decisio
     )
 
 
-def judged_thoroughly(records: DataFrame, contract: Contract, limits: Limits) -> tuple[pa.Table, pa.Table]:
+def judged_thoroughly(records: DataFrame, classifier: Classifier) -> tuple[pa.Table, pa.Table]:
     """Good records in silver's columns, and refused ones with their bytes and the reason.
 
     Args:
-        records: rows with bronze's columns, all of the topic that belongs to the contract.
-        contract: what they should be.
-        limits: see `Limits`.
+        records: rows with bronze's columns, all of the classifier's topic.
+        classifier: says what they are.
     """
-    judged = classify(records, contract, limits).toArrow()
+    judged = classifier(records).toArrow()
     good = judged.filter(judged[REASON].is_null())
-    return good.select([c.name for c in silver_columns(contract)]), judged.filter(judged[REASON].is_valid())
+    return good.select([c.name for c in silver_columns(classifier.contract)]), judged.filter(judged[REASON].is_valid())
 
 
 def dead_letters(rows: pa.Table, contract: Contract, now: datetime) -> pa.Table:

@@ -28,11 +28,11 @@ from crm_assets.streaming.refine import Placed, RefineStep, judged_thoroughly
 from crm_assets.streaming.replay_request import replay_arguments
 from crm_assets.streaming.requests import Request
 from crm_assets.streaming.tables import BooksOpen
-from crm_assets.streaming.transform import RAW, Limits
+from crm_assets.streaming.transform import RAW, Classifier, Limits
 from crm_resources.contracts import contract_for
 from crm_resources.contracts.derive_arrow import arrow_schema
 from crm_resources.lake import files_of, iter_batches, open_table
-from crm_resources.lake_tables import append_rows, create_table, table_schema
+from crm_resources.lake_tables import append_rows, create_table, last_transaction, table_schema
 from crm_resources.layout import COORDINATES, DEAD_LETTERS, DUPLICATES, RECORD_KEY, RECORD_VALUE, REPLAYS, SILVER, LakeTable
 from crm_resources.settings import Settings
 
@@ -223,7 +223,7 @@ class Replay:
             contract = contract_for(entity)
             records = chunk.filter(pc.equal(chunk["entity"], entity)).select([*(c.name for c in COORDINATES), *RAW])
             frame = self.spark.createDataFrame(records)
-            good, refused = judged_thoroughly(frame, contract, limits)
+            good, refused = judged_thoroughly(frame, Classifier(contract, limits))
             placed.append(self.step.assign(frame, contract, good, refused, now, (accepted or {}).get(entity, ())))
         counted = sum(p.counts.silver + p.counts.dead_letters + p.counts.duplicates for p in placed)
         if counted != chunk.num_rows:
@@ -291,12 +291,9 @@ class Replay:
     def _next(self) -> int:
         """Number of the chunk: behind all that any table has seen of this replay."""
         if self._number is None:
-            numbers = [-1]
-            for table in (*SILVER.values(), DEAD_LETTERS, DUPLICATES, REPLAYS):
-                opened = open_table(self.settings, self.step.place.path(table))
-                seen = None if opened is None else opened.transaction_version(self._application(table))
-                numbers.append(-1 if seen is None else int(seen))
-            self._number = max(numbers) + 1
+            tables = {t: open_table(self.settings, self.step.place.path(t)) for t in (*SILVER.values(), DEAD_LETTERS, DUPLICATES, REPLAYS)}
+            seen = [last_transaction(opened, self._application(table)) for table, opened in tables.items() if opened is not None]
+            self._number = max(seen, default=-1) + 1
         return self._number
 
     def _application(self, table: LakeTable) -> str:

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from crm_assets.streaming.transform import Limits, classify
+from crm_assets.streaming.transform import Classifier, Limits
 from crm_resources.contracts import contract_for
 from crm_resources.ordered_defects import Defect
 from generator.defects import spoil, suits
@@ -23,6 +23,6 @@ def test_each_defect_gets_its_reason(lake: Lake, entity: str) -> None:
     ordered = [d for d in Defect if d is not Defect.CONFLICTING_DUPLICATE and any(suits(r, d) for r in good)]
     assert len(ordered) >= 10
     bad = [spoil(next(r for r in good if suits(r, d)), d, Random(n)) for n, d in enumerate(ordered)]
-    frame = classify(lake.frame(records(entity, [r.value for r in bad])), contract_for(entity), Limits())
+    frame = Classifier(contract_for(entity), Limits())(lake.frame(records(entity, [r.value for r in bad])))
     verdicts = {row.kafka_offset: row.reason for row in frame.collect()}
     assert {d: verdicts[n] for n, d in enumerate(ordered)} == {d: d.reason for d in ordered}

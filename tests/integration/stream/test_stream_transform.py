@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crm_assets.streaming.transform import DETAIL, OK, REASON, Limits, Screen, classify
+from crm_assets.streaming.transform import DETAIL, OK, REASON, Classifier, Limits, Screen
 from crm_resources.contracts import Reason, contract_for, contracts
 from crm_resources.contracts.entities import SCHEMA_VERSION, utc
 from crm_resources.contracts.model import MAX_MESSAGE_BYTES
@@ -26,7 +26,7 @@ MESSAGES = 1500
 
 
 def classified(lake: Lake, entity: str, values: list[bytes | None]) -> list[Row]:
-    frame = classify(lake.frame(records(entity, values)), contract_for(entity), Limits())
+    frame = Classifier(contract_for(entity), Limits())(lake.frame(records(entity, values)))
     return sorted(frame.collect(), key=lambda r: r.kafka_offset)
 
 
@@ -37,7 +37,8 @@ def test_agrees_with_the_model_on_good_and_spoilt_messages(lake: Lake, entity: s
     values = [spoil(good_message(entity, chooser), chooser) for _ in range(MESSAGES)]
     values += [change(json.dumps(good_message(entity, chooser)).encode()) for change in BYTE_CHANGES]
     frame = lake.frame(records(entity, values))
-    verdicts = {r.kafka_offset: r for r in classify(frame, contract_for(entity), Limits()).select("kafka_offset", REASON, DETAIL).collect()}
+    judged = Classifier(contract_for(entity), Limits())(frame)
+    verdicts = {r.kafka_offset: r for r in judged.select("kafka_offset", REASON, DETAIL).collect()}
     passed = {r.kafka_offset for r in Screen(contract_for(entity), Limits())(frame).where(OK).select("kafka_offset").collect()}
 
     wrong = [(v[:400], verdicts[n]) for n, v in enumerate(values) if (verdicts[n].reason is None) != model_accepts(entity, v)]
