@@ -29,6 +29,9 @@ from deploy.local.stack import Stack
 
 ENVIRONMENT = "test"
 
+# Tests end long before Java's second compiler has paid for itself, which takes the cores they run on.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
 
 OF_DAGSTER = ("browser/test_ui.py", "integration/test_local_stack.py", "integration/test_pipeline.py", "test_stream_outlives_dagster.py")
 """Modules that need Dagster's services and data in the marts, which takes longer than most of their tests."""
