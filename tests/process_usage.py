@@ -6,13 +6,31 @@ Belongs here: the measuring. Not here: what is measured.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import psutil  # noqa: TID253 -- it measures with it
 
 SAMPLE_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What a process holds, in bytes, and whose child it is."""
+
+    parent: int
+    resident: int
+    reserved: int
+
+
+def _resident(found: Mapping[int, _Memory]) -> int:
+    """Bytes that processes hold together; pure.
+
+    A child that reserves exactly what its parent does is on its way to another program and lives in its parent's memory until then.
+    """
+    return sum(m.resident for m in found.values() if m.parent not in found or found[m.parent].reserved != m.reserved)
 
 
 class ProcessUsage:
@@ -64,16 +82,16 @@ class ProcessUsage:
 
     def _sample(self) -> None:
         with self._lock:
-            resident = 0
+            found: dict[int, _Memory] = {}
             for member in self._members():
                 try:
                     with member.oneshot():
                         times, memory = member.cpu_times(), member.memory_info()
                         self._cpu[member.pid, member.create_time()] = times.user + times.system
-                        resident += memory.rss
+                        found[member.pid] = _Memory(member.ppid(), memory.rss, memory.vms)
                 except psutil.NoSuchProcess:
                     continue
-            self._peak_bytes = max(self._peak_bytes, resident)
+            self._peak_bytes = max(self._peak_bytes, _resident(found))
 
     def _members(self) -> list[psutil.Process]:
         found: dict[int, psutil.Process] = {}

@@ -33,7 +33,7 @@ from crm_assets.streaming.requests import Request, RequestKind, ask, wait_for_an
 from crm_resources.contracts import contracts
 from crm_resources.kafka import ensure, offsets
 from crm_resources.lake import row_count, stream_counts
-from crm_resources.layout import BRONZE, SILVER, topic_name
+from crm_resources.layout import BRONZE, DEAD_LETTERS, SILVER, topic_name
 from crm_resources.ledger import ledger_dir, ledger_files
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import REPOSITORY, Settings, load_settings
@@ -107,6 +107,7 @@ def main(
     upkeep: Annotated[bool, typer.Option(help="Measure latency while the tables are compacted.")] = True,
     driver_memory: Annotated[str, typer.Option(help="Heap of each Spark process.")] = "2g",
     lake: Annotated[str, typer.Option(help="Where the lake is: disk or minio.")] = DISK,
+    refused_share: Annotated[float, typer.Option(min=0, max=0.5, help="Share of records that are cut off and end as dead letters.")] = 0,
 ) -> None:
     """Measure latency and the largest rate of the running stream."""
     started = datetime.now(UTC)
@@ -115,13 +116,13 @@ def main(
     variables = {"CRM_DRIVER_MEMORY": driver_memory, "CRM_SPARK_CORES": str(settings.spark_cores), "CRM_ENV": "bench"}
     ours: list[Phase] = []
     plain: list[Phase] = []
-    figures: dict[str, float] = {"held_seconds": seconds}
+    figures: dict[str, float] = {"held_seconds": seconds, "refused_share": refused_share}
     with CONSOLE.status("starting Kafka") as status, own_stack("bench-stream", lake, **variables) as environ:
 
         def say(what: str) -> None:
             status.update(what)
 
-        with product(environ) as bench:
+        with product(environ, refused_share) as bench:
             say("warming up")
             bench.hold("warm", TARGET_RATE, warm_seconds)
             for rate in wanted:
@@ -167,6 +168,7 @@ class Bench:
         process: the stream.
         done: whether everything sent is in its tables.
         places: tables by place, with the columns that name a record there.
+        refused_share: share of the records that are no valid JSON.
     """
 
     def __init__(
@@ -175,11 +177,13 @@ class Bench:
         process: DriverProcess,
         done: Callable[[], bool],
         places: Mapping[str, tuple[Sequence[str], Sequence[str]]],
+        refused_share: float = 0.0,
     ) -> None:
         self.environ = dict(environ)
         self.settings = load_settings(self.environ)
         self._process = process
         self._done, self._places = done, places
+        self._defects = {"corrupt_json": refused_share} if refused_share else {}
         self._held = 0
 
     def hold(self, name: str, rate: float, seconds: float, during: Callable[[], None] = lambda: None) -> Phase:
@@ -236,6 +240,7 @@ class Bench:
             "products": 100,
             "truth": {"bgnbd": False},
             "mix": MIX,
+            "defects": self._defects,
             "phases": [{"name": f"{rate:g} per s", "duration": seconds, "rate": rate}],
         }
         file = self.settings.home / f"{self.settings.env}-{name}.yml"
@@ -305,15 +310,15 @@ def broker_pid(settings: Settings) -> int:
 
 
 @contextmanager
-def product(environ: Mapping[str, str]) -> Iterator[Bench]:
-    """The product's driver on the data set `bench`."""
+def product(environ: Mapping[str, str], refused_share: float) -> Iterator[Bench]:
+    """The product's driver on the data set `bench`. A refused record has its place among the dead letters instead of in silver."""
     driver = DriverProcess(dict(environ))
     driver.start()
-    silver = [table.path for table in SILVER.values()]
+    silver = [table.path for table in (*SILVER.values(), DEAD_LETTERS)]
     places = {"bronze": ([BRONZE.path], COORDINATES), "silver": (silver, COORDINATES)}
 
     try:
-        yield Bench(environ, driver, lambda: stream_counts(driver.settings).settled, places)
+        yield Bench(environ, driver, lambda: stream_counts(driver.settings).settled, places, refused_share)
         driver.stop()
     finally:
         driver.end()
