@@ -29,9 +29,6 @@ from deploy.local.stack import Stack
 
 ENVIRONMENT = "test"
 
-# Tests end long before Java's second compiler has paid for itself, which takes the cores they run on.
-os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
-
 
 OF_DAGSTER = ("browser/test_ui.py", "integration/test_local_stack.py", "integration/test_pipeline.py", "test_stream_outlives_dagster.py")
 """Modules that need Dagster's services and data in the marts, which takes longer than most of their tests."""
@@ -75,6 +72,8 @@ def stack_environ(tmp_path_factory: pytest.TempPathFactory, jars_dir: Path) -> d
         "CRM_DRIVER_MEMORY": "1g",
         "CRM_TRIGGER_SECONDS": "1",
         "CRM_MAX_TRIGGER_DELAY_SECONDS": "0",
+        # These processes end long before Java's second compiler, which takes the cores the tests run on, has paid for itself.
+        "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1",
     }
 
 
