@@ -74,8 +74,6 @@ class Screen:
     def __init__(self, contract: Contract, limits: Limits) -> None:
         from pyspark.sql import functions as F
 
-        readable = (F.octet_length("value") <= limits.max_message_bytes) & F.is_valid_utf8(F.col("value").cast("string"))
-        text = F.when(readable, F.col("value").cast("string"))
         m = F.col("m")
         conditions = [
             F.col("j._corrupt").isNull(),
@@ -94,7 +92,7 @@ class Screen:
         self._parsed = [
             *(F.col(c.name) for c in COORDINATES),
             F.xxhash64("value").alias(PAYLOAD_HASH.name),
-            _parsed_json(text, contract).alias("j"),
+            _parsed_json(_readable_text(limits), contract).alias("j"),
             _suspicious(contract, F.col("value").cast("string")).alias("suspicious"),
         ]
         kept = [F.col(name) for name in _kept()]
@@ -123,11 +121,9 @@ class Classifier:
         from pyspark.sql import functions as F
 
         self.contract = contract
-        as_text = F.col("value").cast("string")
-        readable = (F.octet_length("value") <= limits.max_message_bytes) & F.is_valid_utf8(as_text)
-        # Each selection adds to the one before: `text` (null when unreadable), `wrapped`, `j` (parsed wrapper), `m` (the message), `p`.
+        # Each selection adds to the one before: `text`, `wrapped`, `j` (parsed wrapper), `m` (the message), `p` (any JSON).
         self._steps = [
-            [F.when(readable, as_text).alias("text"), F.xxhash64("value").alias(PAYLOAD_HASH.name)],
+            [_readable_text(limits).alias("text"), F.xxhash64("value").alias(PAYLOAD_HASH.name)],
             [_wrapped(F.col("text")).alias("wrapped"), _parsed_json(F.col("text"), contract).alias("j")],
             [_message(contract).alias("m"), F.try_parse_json("wrapped").alias("p")],
             _typed_columns(contract, F.col("m")),
@@ -157,6 +153,14 @@ class _Rule:
     reason: Reason
     broken: SparkColumn
     detail: SparkColumn
+
+
+def _readable_text(limits: Limits) -> SparkColumn:
+    """The value as text; null where it is too large, or no UTF-8."""
+    from pyspark.sql import functions as F
+
+    text = F.col("value").cast("string")
+    return F.when((F.octet_length("value") <= limits.max_message_bytes) & F.is_valid_utf8(text), text)
 
 
 def _wrapped(text: SparkColumn) -> SparkColumn:

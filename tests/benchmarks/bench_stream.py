@@ -183,7 +183,7 @@ class Bench:
         self.settings = load_settings(self.environ)
         self._process = process
         self._done, self._places = done, places
-        self._defects = {"corrupt_json": refused_share} if refused_share else {}
+        self._refused_share = refused_share
         self._held = 0
 
     def hold(self, name: str, rate: float, seconds: float, during: Callable[[], None] = lambda: None) -> Phase:
@@ -240,7 +240,7 @@ class Bench:
             "products": 100,
             "truth": {"bgnbd": False},
             "mix": MIX,
-            "defects": self._defects,
+            "defects": {"corrupt_json": self._refused_share},
             "phases": [{"name": f"{rate:g} per s", "duration": seconds, "rate": rate}],
         }
         file = self.settings.home / f"{self.settings.env}-{name}.yml"
