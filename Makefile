@@ -19,7 +19,7 @@ SIDE_BY_SIDE = $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadscope --no-loa
 export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit test test-unit test-integration lint contracts \
+.PHONY: help setup up down status logs psql doctor clean demo demo-busy send replay backfill scenario audit test test-unit test-integration lint contracts \
 	marts-page dbt-docs audiences audience-export dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream bench-marts bench-freshness faults-stream \
 	judge-population judge-models fit-models evaluate-models bench-generator bench-rates validate
 
@@ -59,6 +59,9 @@ clean: $(READY) ## Stop everything and delete all data (YES=1)
 
 demo: $(READY) ## Everything from an empty folder to audited marts (DATA=file replays it, SPEED=…, EXIT=1 stops at the end)
 	@$(PY) -m deploy.local.demo $(if $(DATA),--data "$(DATA)") $(if $(SPEED),--speed "$(SPEED)") $(if $(LAKE),--lake "$(LAKE)") $(if $(EXIT),--exit) $(ARGS)
+
+demo-busy: $(READY) ## The same beside busy loops that take the cores away, and stop everything (LOOPS=12)
+	@$(PY) -m tests.benchmarks.demo_busy $(if $(LOOPS),--loops "$(LOOPS)") $(ARGS)
 
 send: $(READY) ## Check a shop's own records against the contracts and send them (FILE=orders.jsonl)
 	@test -n "$(FILE)" || { echo "error: name the file: make send FILE=orders.jsonl" >&2; exit 1; }
