@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -93,6 +94,8 @@ def demo(
     started = datetime.fromtimestamp(float(os.environ.get("CRM_DEMO_STARTED") or time.time()), UTC)
     if data is not None and not os.environ.get("CRM_ENV"):
         os.environ["CRM_ENV"] = REPLAY_ENVIRONMENT
+    # Asked to end, it leaves its report and, with --exit, no service.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     steps = Steps({"setup": round(time.time() - started.timestamp(), 1)})
     figures: dict[str, float] = {}
     audited: Audited | None = None

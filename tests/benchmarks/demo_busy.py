@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -58,10 +59,15 @@ def main(loops: Annotated[int, typer.Option(min=0, help="Busy loops beside the d
     """Run the demo beside busy loops, stop everything, and report its figures; exit code 1 when it fails."""
     started = datetime.now(UTC)
     settings = load_settings()
-    with busy(loops):
-        done = subprocess.run([sys.executable, "-m", "deploy.local.demo", "--exit"], cwd=REPOSITORY, check=False)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    with busy(loops), subprocess.Popen([sys.executable, "-m", "deploy.local.demo", "--exit"], cwd=REPOSITORY) as demo:
+        try:
+            code = demo.wait()
+        finally:
+            # Where this command is asked to end, so is the demo, which stops its services.
+            demo.terminate()
     verdict, figures = figures_of(settings.reports_dir / "demo.json", started)
-    passed = verdict is Verdict.PASS and done.returncode == 0
+    passed = verdict is Verdict.PASS and code == 0
     path = write_report(
         settings.reports_dir, "demo-busy", Verdict.PASS if passed else Verdict.FAIL, {**figures, "busy_loops": loops}, started=started
     )

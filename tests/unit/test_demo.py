@@ -48,7 +48,8 @@ def failing(error: BaseException) -> Callable[..., demo.Audited]:
 
 
 @pytest.mark.parametrize(
-    "error", [StackError("the marts are behind", "see `make status`"), KafkaUnavailableError("no [broker]"), KeyboardInterrupt()]
+    "error",
+    [StackError("the marts are behind", "see `make status`"), KafkaUnavailableError("no [broker]"), KeyboardInterrupt(), SystemExit(143)],
 )
 def test_a_demo_that_fails_leaves_its_report_with_the_figures_so_far(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
@@ -64,7 +65,7 @@ def test_a_demo_that_fails_leaves_its_report_with_the_figures_so_far(
     assert {"step_setup_seconds", "step_stack_seconds", "step_stream_seconds", "total_seconds"} <= report["figures"].keys()
     shown = ended.output + capsys.readouterr().out
     assert "seconds per step" in shown
-    assert f"error: {error or 'it was interrupted'}" in shown
+    assert f"error: {error if isinstance(error, Exception) else 'it was interrupted'}" in shown
     assert "Traceback" not in shown
 
 
