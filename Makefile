@@ -21,7 +21,7 @@ export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help setup up down status logs psql doctor clean demo send replay backfill scenario audit test test-unit test-integration lint contracts \
 	marts-page dbt-docs audiences audience-export dead-letters replay-dead-letters time-travel dbt-manifest jars jars-lock bench-audit bench-drain bench-backfill bench-stream bench-marts bench-freshness faults-stream \
-	judge-population judge-models fit-models evaluate-models bench-generator bench-rates validate
+	planted-faults test-suite judge-population judge-models fit-models evaluate-models bench-generator bench-rates validate
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-18s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -125,6 +125,12 @@ test-unit: $(READY) ## Tests that need no service
 
 test-integration: $(READY) ## Tests against the real stack
 	$(BIN)/pytest $(SIDE_BY_SIDE) tests/integration $(ARGS)
+
+planted-faults: $(READY) ## Plant 35 one-line faults; the tests must catch each (ARGS="--only audit")
+	@$(PY) -m tests.planted_faults $(ARGS)
+
+test-suite: $(READY) ## All tests, then the planted faults, and one report of both
+	@$(PY) -m tests.suite_report
 
 validate: $(READY) ## Load the code location with every service down
 	@$(BIN)/dagster definitions validate -w workspace.yaml
