@@ -20,7 +20,7 @@ export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
 # Every target that says what it does.
-.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
+.PHONY: lint-python lint-sql $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 $(READY): uv.lock pyproject.toml deploy/local/setup.sh
 	@PYTHON="$(PYTHON)" deploy/local/setup.sh
@@ -140,10 +140,15 @@ test-integration: $(READY) ## Tests against the real stack
 	$(BIN)/pytest $(SIDE_BY_SIDE) tests/integration $(ARGS)
 
 lint: $(READY) ## Style, types, directions of imports, SQL
+	@$(MAKE) -j2 --output-sync=target lint-python lint-sql
+
+lint-python: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+lint-sql: $(READY)
 	$(BIN)/sqlfluff lint --disable-progress-bar dbt
 	$(PY) -m crm_assets.warehouse.layer_rules
 
@@ -180,6 +185,13 @@ clean: $(READY) ## Stop everything and delete all data
 	@$(LOCAL) clean $(if $(YES),--yes) $(ARGS)
 
 ##@ Measuring
+
+planted-faults: $(READY) ## Plant 35 one-line faults; the tests must catch each
+## ARGS="--only audit"
+	@$(PY) -m tests.planted_faults $(ARGS)
+
+test-suite: $(READY) ## All tests, then the planted faults, and one report
+	@$(PY) -m tests.suite_report
 
 faults-stream: $(READY) ## Kill, poison and confuse the stream, then audit
 ## ARGS="--only F9 --kills 3"

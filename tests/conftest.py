@@ -26,6 +26,7 @@ from deploy.local import minio as minio_service
 from deploy.local.demo import marts_backlog, stream_backlog
 from deploy.local.lake_choice import LakeKind
 from deploy.local.stack import Stack
+from tests import suite_report
 
 ENVIRONMENT = "test"
 
@@ -70,6 +71,11 @@ class ByModule(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
     """Who gives the tests to the processes, where there are several."""
     return ByModule(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A run of the whole suite leaves a report."""
+    suite_report.register(config)
 
 
 @pytest.fixture(scope="session")
