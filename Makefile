@@ -20,7 +20,7 @@ export CRM_DEMO_STARTED := $(shell date +%s)
 export UV_PYTHON_DOWNLOADS := never
 
 # Every target that says what it does.
-.PHONY: lint-python lint-sql $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 $(READY): uv.lock pyproject.toml deploy/local/setup.sh
 	@PYTHON="$(PYTHON)" deploy/local/setup.sh
@@ -142,13 +142,13 @@ test-integration: $(READY) ## Tests against the real stack
 lint: $(READY) ## Style, types, directions of imports, SQL
 	@$(MAKE) -j2 --output-sync=target lint-python lint-sql
 
-lint-python: $(READY)
+lint-python: $(READY) ## The Python half of lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-lint-sql: $(READY)
+lint-sql: $(READY) ## The SQL half of lint
 	$(BIN)/sqlfluff lint --disable-progress-bar dbt
 	$(PY) -m crm_assets.warehouse.layer_rules
 

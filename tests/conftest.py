@@ -32,7 +32,7 @@ ENVIRONMENT = "test"
 
 
 OF_DAGSTER = ("browser/test_ui.py", "integration/test_pipeline.py", "test_stream_outlives_dagster.py", "integration/test_local_stack.py")
-"""Modules that need Dagster's services and data in the marts, which takes longer than most of their tests. They run first, in this order."""
+"""Modules that need Dagster's services and data in the marts, which takes longer than most of their tests. They run first."""
 
 _DAGSTER_IS_UP = pytest.StashKey[Stack]()
 """The stack of this process whose Dagster services run, kept in the configuration."""
