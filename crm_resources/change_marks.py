@@ -22,8 +22,8 @@ from crm_resources.contracts import contracts
 from crm_resources.contracts.derive_postgres import RAW_SCHEMA
 from crm_resources.settings import Settings
 
-LOCK_SECONDS = 300
-"""How long a refresh waits for another one of the same data set."""
+LOCK_SECONDS = 1800
+"""How long a refresh waits for another one of the same data set, whose lock ends with it; only one that hangs holds on for so long."""
 
 
 class RefreshUnderWay(warehouse.WarehouseError):

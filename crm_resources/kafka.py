@@ -38,6 +38,13 @@ _LOCAL_PARTITIONS = {"events": 4, "orders": 4, "products": 2, "profiles": 2}
 _CLUSTER_PARTITIONS = {"events": 12, "orders": 6, "products": 3, "profiles": 3}
 
 
+REQUEST_SECONDS = 30.0
+"""How long one request may take, which is Kafka's own default."""
+
+DELIVERY_SECONDS = 300.0
+"""How long a record is tried before it is given up, which is librdkafka's own default: longer than a killed broker takes to come back."""
+
+
 class KafkaUnavailableError(RuntimeError):
     """No broker answered within the bounded wait."""
 
@@ -233,7 +240,7 @@ def observe(settings: Settings, names: Sequence[str] | None = None, *, wait_seco
         return {}
     resources = [api.ConfigResource(api.ResourceType.TOPIC, name) for name in present]
     configs: dict[str, dict[str, str]] = {}
-    for resource, future in client.describe_configs(resources, request_timeout=10).items():
+    for resource, future in client.describe_configs(resources, request_timeout=REQUEST_SECONDS).items():
         configs[resource.name] = {
             entry.name: str(entry.value) for entry in _result(future, f"read the configuration of {resource.name}").values()
         }
@@ -264,7 +271,7 @@ def apply(settings: Settings, changes: TopicPlan) -> None:
             api.NewTopic(s.name, num_partitions=s.partitions, replication_factor=s.replication_factor, config=s.config)
             for s in changes.create
         ]
-        for name, future in client.create_topics(topics, operation_timeout=30, request_timeout=40).items():
+        for name, future in client.create_topics(topics, operation_timeout=REQUEST_SECONDS, request_timeout=REQUEST_SECONDS + 10).items():
             # Another run may have created it since the plan was made; the verification that follows compares it.
             _result(future, f"create topic {name}", accept=KafkaError.TOPIC_ALREADY_EXISTS)
     if changes.alter:
@@ -279,17 +286,17 @@ def apply(settings: Settings, changes: TopicPlan) -> None:
             )
             for topic, wanted in by_topic.items()
         ]
-        for resource, future in client.incremental_alter_configs(resources, request_timeout=40).items():
+        for resource, future in client.incremental_alter_configs(resources, request_timeout=REQUEST_SECONDS + 10).items():
             _result(future, f"alter the configuration of topic {resource.name}")
     if changes.grow:
         for name, future in client.create_partitions(
-            [api.NewPartitions(g.topic, g.desired) for g in changes.grow], request_timeout=40
+            [api.NewPartitions(g.topic, g.desired) for g in changes.grow], request_timeout=REQUEST_SECONDS + 10
         ).items():
             _result(future, f"add partitions to topic {name}")
 
 
 def verify(
-    settings: Settings, specs: Sequence[TopicSpec] | None = None, *, deadline_seconds: float = 20, wait_seconds: float = 20
+    settings: Settings, specs: Sequence[TopicSpec] | None = None, *, deadline_seconds: float = 60, wait_seconds: float = 20
 ) -> TopicPlan:
     """Observe again until the topics are as declared or the deadline passed, and return the difference that is left.
 
@@ -355,7 +362,7 @@ def offsets(settings: Settings, topic: str, *, wait_seconds: float = 20) -> dict
     partitions = sorted(metadata.topics[topic].partitions)
 
     def ask(spec: Any) -> dict[int, int]:  # noqa: ANN401 -- confluent_kafka is untyped
-        futures = client.list_offsets({TopicPartition(topic, p): spec for p in partitions}, request_timeout=10)
+        futures = client.list_offsets({TopicPartition(topic, p): spec for p in partitions}, request_timeout=REQUEST_SECONDS)
         return {tp.partition: int(_result(future, f"read the offsets of {topic}").offset) for tp, future in futures.items()}
 
     # The brokers know of a topic before the one that leads a partition has taken it on.
@@ -486,7 +493,7 @@ def committed_offsets(settings: Settings, group: str, partitions: Iterable[Parti
 
     client = consumer(settings, group)
     try:
-        found = client.committed([TopicPartition(t, p) for t, p in partitions], timeout=20)
+        found = client.committed([TopicPartition(t, p) for t, p in partitions], timeout=REQUEST_SECONDS)
     except KafkaException as error:
         raise KafkaUnavailableError(
             f"Kafka at {settings.kafka_bootstrap} did not tell the offsets of group {group} ({error.args[0].str()}). "
@@ -497,7 +504,7 @@ def committed_offsets(settings: Settings, group: str, partitions: Iterable[Parti
     return {(tp.topic, tp.partition): int(tp.offset) for tp in found if tp.offset >= 0}
 
 
-def _record_times(settings: Settings, positions: Mapping[Partition, int], seconds: float = 10) -> dict[Partition, float]:
+def _record_times(settings: Settings, positions: Mapping[Partition, int], seconds: float = REQUEST_SECONDS) -> dict[Partition, float]:
     """Time of the record at each position, in seconds since 1970.
 
     Raises:
@@ -553,7 +560,9 @@ def admin(settings: Settings) -> AdminClient:
     return AdminClient(_common(settings), logger=client_log)
 
 
-def producer(settings: Settings, overrides: Mapping[str, Any] | None = None, *, delivery_timeout_seconds: float = 60) -> Producer:
+def producer(
+    settings: Settings, overrides: Mapping[str, Any] | None = None, *, delivery_timeout_seconds: float = DELIVERY_SECONDS
+) -> Producer:
     """Idempotent producer that keys as Java clients do.
 
     Args:
@@ -566,7 +575,7 @@ def producer(settings: Settings, overrides: Mapping[str, Any] | None = None, *, 
     return Producer(producer_config(settings, delivery_timeout_seconds) | dict(overrides or {}), logger=client_log)
 
 
-def producer_config(settings: Settings, delivery_timeout_seconds: float = 60) -> dict[str, Any]:
+def producer_config(settings: Settings, delivery_timeout_seconds: float = DELIVERY_SECONDS) -> dict[str, Any]:
     """The librdkafka properties of the house's producer."""
     return _common(settings) | {
         "enable.idempotence": True,

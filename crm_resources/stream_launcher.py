@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -17,6 +17,7 @@ from typing import Protocol
 
 from crm_resources.settings import Settings
 from crm_resources.supervisor import ProcessInfo, ProcessState, Service, Supervisor, SupervisorError, starts, starts_file
+from crm_resources.waiting import PATIENCE_SECONDS, ProcessLife, cpu_seconds, wait_for
 
 
 class StreamState(StrEnum):
@@ -32,6 +33,12 @@ class StreamState(StrEnum):
 
 ALIVE = frozenset({StreamState.STARTING, StreamState.RUNNING, StreamState.RESTARTING})
 """States in which there is a driver, or will be one in a moment."""
+
+ENDED = frozenset({StreamState.STOPPED, StreamState.FAILED})
+"""States out of which nothing comes by itself."""
+
+DRAIN_PATIENCE_SECONDS = 150.0
+"""Longer than the 120 s after which a batch in hand is interrupted and the supervisor kills the driver: a stop comes to an end."""
 
 _STATES = {
     ProcessState.STOPPED: StreamState.STOPPED,
@@ -71,23 +78,23 @@ class StreamError(RuntimeError):
 class StreamLauncher(Protocol):
     """Desired state of the stream: one driver, running until it is stopped on purpose."""
 
-    def apply(self, *, timeout_seconds: float = 30) -> StreamStatus:
+    def apply(self) -> StreamStatus:
         """Start the driver, or adopt the one that runs. Returns once a process exists.
 
         Raises:
-            StreamError: it could not be started in time.
+            StreamError: it could not be started.
         """
         ...
 
-    def verify(self, reports: Callable[[StreamStatus], bool], *, timeout_seconds: float) -> StreamStatus:
-        """Wait until the driver is seen to work.
+    def verify(self, reports: Callable[[StreamStatus], bool], milestones: Callable[[], Hashable]) -> StreamStatus:
+        """Wait until the driver is seen to work, for as long as it shows signs of life.
 
         Args:
             reports: whether what the driver says of itself is what was waited for; what it raises is passed on.
-            timeout_seconds: longest wait. A driver that needs longer goes on.
+            milestones: what it has reached on the way there; a sign of life when it changes.
 
         Raises:
-            StreamError: it ended, or the time is over.
+            StreamError: it ended, ends again and again, or gives no sign of life; in the last case it is left as it is.
         """
         ...
 
@@ -114,7 +121,7 @@ class StreamLauncher(Protocol):
             wait: whether to return only when it is gone.
 
         Raises:
-            StreamError: it did not end in time.
+            StreamError: it did not end.
         """
         ...
 
@@ -124,47 +131,63 @@ class SupervisedStream:
 
     Args:
         settings: names the data set whose stream is meant.
-        drain_seconds: how long `stop` waits for its end; the supervisor kills the process before that.
+        clock: seconds that never go back.
+        sleep: pauses.
+        cpu: CPU seconds of a process and of all below it.
     """
 
-    def __init__(self, settings: Settings, *, drain_seconds: float = 150) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        cpu: Callable[[int], float | None] = cpu_seconds,
+    ) -> None:
         self._settings = settings
         self._supervisor = Supervisor(settings)
-        self._drain_seconds = drain_seconds
+        self._clock, self._sleep, self._cpu = clock, sleep, cpu
 
     @property
     def is_wanted(self) -> bool:
         """Whether the stream was applied and not stopped since; such a stream comes back with `make up`."""
         return self._wanted_file.exists()
 
-    def apply(self, *, timeout_seconds: float = 30) -> StreamStatus:
+    def apply(self) -> StreamStatus:
         """Start the driver, or adopt the one that runs. Returns once a process exists.
 
         Raises:
             StreamError: the stack is down, or the process could not be started.
         """
-        deadline = time.monotonic() + timeout_seconds
         status = self.status()
         if status.state is StreamState.DRAINING:
-            status = self._wait({StreamState.STOPPED, StreamState.FAILED}, timeout_seconds, "end its last batch")
+            status = self._wait_for_end()
         self._wanted_file.parent.mkdir(parents=True, exist_ok=True)
         self._wanted_file.touch()
-        if status.state in {StreamState.STOPPED, StreamState.FAILED}:
+        if status.state in ENDED:
             # A fresh count: whoever applies has looked at what failed before.
             starts_file(self._settings, Service.STREAM).unlink(missing_ok=True)
             self._ask(Service.STREAM, start=True)
-        left = max(1.0, deadline - time.monotonic())
-        return self._wait({StreamState.STARTING, StreamState.RUNNING}, left, "start", hopeless={StreamState.FAILED})
+        return self._wait("start", frozenset({StreamState.STARTING, StreamState.RUNNING}), frozenset({StreamState.FAILED}))
 
-    def verify(self, reports: Callable[[StreamStatus], bool], *, timeout_seconds: float) -> StreamStatus:
-        """Wait until the driver is seen to work.
+    def verify(self, reports: Callable[[StreamStatus], bool], milestones: Callable[[], Hashable]) -> StreamStatus:
+        """Wait until the driver is seen to work, for as long as it shows signs of life.
 
         Raises:
-            StreamError: it ended, or the time is over; a driver that needs longer goes on.
+            StreamError: it ended, ends again and again, or gives no sign of life; in the last case it is left as it is.
         """
-        return self._wait(
-            set(ALIVE), timeout_seconds, "report that it works", hopeless={StreamState.STOPPED, StreamState.FAILED}, also=reports
-        )
+        return self._wait("report that it works", ALIVE, ENDED, reports, milestones)
+
+    def signs_of_life(self) -> Callable[[], Hashable | None]:
+        """What gives the driver's sign of life: it changes while the driver works, and is None once it has ended for good."""
+        life = ProcessLife(self._cpu)
+
+        def sign() -> Hashable | None:
+            status = self.status()
+            alive = life(status.pid)
+            return None if alive is None or status.state in ENDED else (status.state, alive)
+
+        return sign
 
     def scale(self, cores: int) -> StreamStatus:
         """Give the driver another number of cores: it is drained and started again, and stays so through `make down` and `make up`.
@@ -182,7 +205,7 @@ class SupervisedStream:
                 "CRM_SPARK_CORES is set in the environment, which comes first; unset it, or change it there and run `make up`"
             )
         _set_fact(self._settings.environment_dir / "environment.env", "CRM_SPARK_CORES", str(cores))
-        if self.status().state in {StreamState.STOPPED, StreamState.FAILED}:
+        if self.status().state in ENDED:
             return self.status()
         self.stop()
         return self.apply()
@@ -215,15 +238,15 @@ class SupervisedStream:
             wait: whether to return only when it is gone.
 
         Raises:
-            StreamError: it did not end in time, or the supervisor does not answer.
+            StreamError: it did not end, or the supervisor does not answer.
         """
         self._wanted_file.unlink(missing_ok=True)
-        if self.status().state in {StreamState.STOPPED, StreamState.FAILED}:
+        if self.status().state in ENDED:
             return self.status()
         self._ask(Service.STREAM, start=False)
         if not wait:
             return self.status()
-        return self._wait({StreamState.STOPPED, StreamState.FAILED}, self._drain_seconds, "end its last batch")
+        return self._wait_for_end()
 
     @property
     def _wanted_file(self) -> Path:
@@ -238,28 +261,36 @@ class SupervisedStream:
         except SupervisorError as error:
             raise StreamError(str(error)) from error
 
+    def _wait_for_end(self) -> StreamStatus:
+        return self._wait("end its last batch", ENDED, patience_seconds=DRAIN_PATIENCE_SECONDS)
+
     def _wait(
         self,
-        wanted: set[StreamState],
-        seconds: float,
         what: str,
-        hopeless: frozenset[StreamState] | set[StreamState] = frozenset(),
-        also: Callable[[StreamStatus], bool] = lambda _status: True,
+        wanted: frozenset[StreamState],
+        hopeless: frozenset[StreamState] = frozenset(),
+        reports: Callable[[StreamStatus], bool] = lambda _status: True,
+        milestones: Callable[[], Hashable] = lambda: None,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> StreamStatus:
-        from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+        life = ProcessLife(self._cpu)
+        status = self.status()
 
-        waiting = Retrying(
-            retry=retry_if_result(lambda status: status.state not in hopeless and not (status.state in wanted and also(status))),
-            stop=stop_after_delay(seconds),
-            wait=wait_fixed(0.2),
-        )
-        try:
-            status = waiting(self.status)
-        except RetryError as error:
-            last = error.last_attempt.result()
-            raise StreamError(f"the stream did not {what} within {seconds:.0f} s (it is {last.state}); see {last.log}") from error
-        if status.state in hopeless:
-            raise StreamError(f"the stream did not {what} (it is {status.state}); see {status.log}")
+        def failed(why: str) -> StreamError:
+            return StreamError(f"the stream did not {what}: {why} (it is {status.state}); see {status.log}")
+
+        def reached() -> bool:
+            nonlocal status
+            status = self.status()
+            if status.state in hopeless:
+                raise failed("it has ended")
+            return status.state in wanted and reports(status)
+
+        def sign() -> Hashable | None:
+            alive = life(status.pid)
+            return None if alive is None else (status.state, alive, milestones())
+
+        wait_for(reached, sign, failed, patience_seconds=patience_seconds, clock=self._clock, sleep=self._sleep)
         return status
 
 

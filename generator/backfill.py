@@ -50,7 +50,7 @@ def run_backfill(
     *,
     progress: Callable[[int, int], None] = lambda _days, _records: None,
     stop: Callable[[], bool] = lambda: False,
-    delivery_timeout_seconds: float = 60,
+    delivery_timeout_seconds: float = kafka.DELIVERY_SECONDS,
 ) -> BackfillOutcome:
     """Send every day that is not done.
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from crm_resources.contracts.evolution import SchemaRefused
+from crm_resources.kafka import DELIVERY_SECONDS
 from crm_resources.lake_lock import LakeLocked, LakeLockLost
 from crm_resources.lake_tables import TableAltered
 from crm_resources.object_store import ObjectStoreError
@@ -52,7 +53,7 @@ def backfill(
         Target, typer.Option(help="`kafka`, or `bronze`: past Kafka straight into the lake, while the stream is stopped.")
     ] = Target.KAFKA,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Write the truth and the plot; send nothing and need no Kafka.")] = False,
-    timeout: Timeout = 60,
+    timeout: Timeout = DELIVERY_SECONDS,
 ) -> None:
     """Send the history of customers whose truth is known; a killed run goes on at the day where it stopped.
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from crm_resources.kafka import DELIVERY_SECONDS
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import Settings
 from generator import online_retail
@@ -56,7 +57,7 @@ def synthetic(
     history: Annotated[bool, typer.Option("--history/--no-history", help="Send the window before any live traffic.")] = True,
     live: Annotated[float, typer.Option(min=0, help="Seconds of live traffic after the window.")] = 0,
     rate: Annotated[float, typer.Option(min=0.001, help="Records a second of the live traffic.")] = 20,
-    timeout: Timeout = 60,
+    timeout: Timeout = DELIVERY_SECONDS,
 ) -> None:
     """Send a made-up shop: products, profiles, sessions and orders of the past months, then live traffic if asked."""
     with errors():
@@ -87,7 +88,7 @@ def replay(
     prepare_only: Annotated[
         bool, typer.Option("--prepare-only", help="Check the file and write the data set's facts; send nothing.")
     ] = False,
-    timeout: Timeout = 60,
+    timeout: Timeout = DELIVERY_SECONDS,
 ) -> None:
     """Replay the Online Retail file, one order per invoice. The whole file is checked before the first order leaves."""
     with errors():
@@ -116,7 +117,7 @@ def send(
     entity: Annotated[str | None, typer.Option(help="Entity of records that do not name it: event, order, product or profile.")] = None,
     env: Environment = None,
     check_only: Annotated[bool, typer.Option("--check-only", help="Check the records; send nothing.")] = False,
-    timeout: Timeout = 60,
+    timeout: Timeout = DELIVERY_SECONDS,
 ) -> None:
     """Check a shop's own records against the contracts and send them; one bad record and none is sent."""
     with errors():

@@ -92,7 +92,7 @@ def deliver(
     plurals: Iterable[str] = ("events", "orders", "products", "profiles"),
     progress: Callable[[int], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
-    delivery_timeout_seconds: float = 60,
+    delivery_timeout_seconds: float = kafka.DELIVERY_SECONDS,
     wait_seconds: float = 20,
     ledger_folder: Path | None = None,
     producer_options: Mapping[str, object] | None = None,

@@ -66,7 +66,7 @@ def replay_raw(
     check_first: Annotated[bool, typer.Option("--check-first", help="Read all files to their ends before the first row leaves.")] = False,
     check_only: Annotated[bool, typer.Option("--check-only", help="Read all files to their ends; send nothing.")] = False,
     encoding: Annotated[str, typer.Option(help="Encoding of the text; older copies are latin-1.")] = "utf-8",
-    timeout: Timeout = 60,
+    timeout: Timeout = kafka.DELIVERY_SECONDS,
 ) -> None:
     """Send the rows of Online Retail, RetailRocket or Avazu files as they are, one message a row, to topics of their own.
 

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from crm_resources.kafka import DELIVERY_SECONDS
 from crm_resources.report import Verdict, write_report
 from generator.backfill_cli import Target, backfill
 from generator.console import Environment, Timeout, complain, err, errors, out, settings_of
@@ -48,7 +49,7 @@ def run(
     ] = None,
     with_plot: Annotated[bool, typer.Option("--plot", help="Draw the seconds of the run as a picture beside the report.")] = False,
     check_only: Annotated[bool, typer.Option("--check-only", help="Check the scenario and say what it would send; send nothing.")] = False,
-    timeout: Timeout = 60,
+    timeout: Timeout = DELIVERY_SECONDS,
     wait: Annotated[float, typer.Option(min=0, help="Seconds an unreachable broker is waited for at the start.")] = 20,
 ) -> None:
     """Run a scenario: records leave at their scheduled times, whatever the broker does, with the ordered defects among them."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from crm_resources.kafka import DELIVERY_SECONDS
 from crm_resources.settings import Settings
 from generator.delivery import Outcome, WhenFull, deliver
 from generator.meter import Meter, Second, Stretch
@@ -35,7 +36,7 @@ class RunOptions:
     start: datetime | None = None
     limit_seconds: float | None = None
     when_full: WhenFull = WhenFull.WAIT
-    delivery_timeout_seconds: float = 60
+    delivery_timeout_seconds: float = DELIVERY_SECONDS
     wait_seconds: float = 20
 
 

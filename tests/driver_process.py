@@ -14,11 +14,12 @@ from typing import IO
 
 import psutil  # noqa: TID253 -- a test may load what it tests with
 
-from crm_assets.streaming.progress import StreamProgress, read_progress, wait_until_running
+from crm_assets.streaming.progress import StreamNotRunning, StreamProgress, milestones, read_progress, running
 from crm_assets.streaming.tables import refined_tables
 from crm_resources.lake import row_count
 from crm_resources.layout import BRONZE
 from crm_resources.settings import load_settings
+from crm_resources.waiting import ProcessLife, wait_for
 
 DEADLINE_SECONDS = 180
 DRIVER = ("crm_assets.streaming.driver",)
@@ -71,7 +72,14 @@ class DriverProcess:
     def start(self) -> StreamProgress:
         """Start the process and wait until both queries run."""
         process = self.launch()
-        return wait_until_running(self.settings, pid=process.pid, timeout_seconds=DEADLINE_SECONDS, alive=lambda: process.poll() is None)
+        life = ProcessLife()
+        found = wait_for(
+            lambda: running(self.settings, process.pid),
+            lambda: None if process.poll() is not None else (life(process.pid), milestones(self.settings)),
+            lambda why: StreamNotRunning(f"both queries did not run: {why}; see {self.log}"),
+        )
+        assert found is not None
+        return found
 
     @property
     def running(self) -> subprocess.Popen[bytes]:

@@ -5,7 +5,6 @@ process is started (`crm_resources.stream_launcher`).
 """
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,14 +20,8 @@ from crm_resources.kafka import Lag
 from crm_resources.settings import Settings
 from crm_resources.stream_launcher import ALIVE, StreamError, StreamLauncher, StreamStatus
 
-OP_SECONDS = 50.0
-"""How long one try to bring the stream up may take. The run ends within a minute; the driver goes on coming up without it."""
-
 REPORT_EVERY = timedelta(seconds=60)
 """Progress is reported at most this often."""
-
-RETRIES = 2
-"""Further tries: a cold start on a busy machine takes longer than one, and the next adopts the driver that is coming up."""
 
 _FRESH = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=24), warn_window=timedelta(hours=6))
 
@@ -62,11 +55,6 @@ def stream(
             context.log.info("the run is cancelled, so the stream is stopped")
             launcher.stop(wait=False)
         raise
-    except dg.Failure as error:
-        # Not by a retry policy: Dagster would apply that to a cancelled run as well, and start the stream again.
-        if error.allow_retries and context.retry_number < RETRIES:
-            raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=1) from error
-        raise
     context.log.info("both queries run, pid %s", progress.pid)
     yield dg.MaterializeResult(
         metadata={"driver_started_at": progress.started_at, "checkpoint": loaded.checkpoint_root, **_figures(progress)},
@@ -74,20 +62,18 @@ def stream(
     )
 
 
-def bring_up(settings: Settings, launcher: StreamLauncher, seconds: float = OP_SECONDS) -> StreamProgress:
-    """Start or adopt the driver, and wait until both queries make progress.
+def bring_up(settings: Settings, launcher: StreamLauncher) -> StreamProgress:
+    """Start or adopt the driver, and wait until both queries make progress, however long it takes while the driver works.
 
     Args:
         settings: data set.
         launcher: starts it.
-        seconds: longest time for all of it.
 
     Raises:
-        dg.Failure: it did not come up, with the driver's state; worth another try unless a query has failed.
+        dg.Failure: it did not come up, with the driver's state, on one line. Not worth another try: it ended, or gave no sign of life.
     """
-    from crm_assets.streaming.progress import StreamNotRunning, running
+    from crm_assets.streaming.progress import StreamNotRunning, milestones, running
 
-    deadline = time.monotonic() + seconds
     found: list[StreamProgress] = []
 
     def reports(status: StreamStatus) -> bool:
@@ -96,12 +82,12 @@ def bring_up(settings: Settings, launcher: StreamLauncher, seconds: float = OP_S
         return progress is not None
 
     try:
-        launcher.apply(timeout_seconds=seconds)
-        launcher.verify(reports, timeout_seconds=max(0.0, deadline - time.monotonic()))
+        launcher.apply()
+        launcher.verify(reports, lambda: milestones(settings))
     except StreamNotRunning as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     except StreamError as error:
-        raise dg.Failure(f"{error}. {settled(settings)}") from error
+        raise dg.Failure(f"{error}. {settled(settings)}", allow_retries=False) from error
     return found[0]
 
 

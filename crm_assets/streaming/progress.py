@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -16,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from crm_resources.settings import Settings
+from crm_resources.waiting import PATIENCE_SECONDS
 
-STALE_SECONDS = 60.0
-"""A heartbeat older than this means that the driver hangs or is gone; it writes one every second or two."""
+STALE_SECONDS = PATIENCE_SECONDS
+"""A heartbeat older than this means that the driver hangs or is gone; it writes one every second or two, except while it starts a query."""
 
 
 class QueryState(StrEnum):
@@ -89,7 +88,7 @@ class Health:
 
 
 class StreamNotRunning(RuntimeError):
-    """The stream did not come up in time, or failed; the message says what its driver said last."""
+    """The stream did not come up; the message says what its driver said last."""
 
 
 def progress_path(settings: Settings) -> Path:
@@ -156,36 +155,14 @@ def running(settings: Settings, pid: int | None) -> StreamProgress | None:
     return progress if all(q.state is QueryState.RUNNING for q in progress.queries.values()) else None
 
 
-def wait_until_running(
-    settings: Settings,
-    *,
-    pid: int | None,
-    timeout_seconds: float,
-    alive: Callable[[], bool],
-    poll_seconds: float = 0.5,
-) -> StreamProgress:
-    """Wait until both queries of a driver have gone through a first trigger.
+def milestones(settings: Settings) -> tuple[tuple[str, QueryState, str, int | None, int], ...]:
+    """How far the queries that do not run yet have come.
 
-    Args:
-        settings: data set of the stream.
-        pid: process id the report has to come from; None takes any driver's that is alive.
-        timeout_seconds: how long to wait.
-        alive: whether the driver's process still exists.
-        poll_seconds: pause between two looks.
-
-    Raises:
-        StreamNotRunning: the time is over, the process ended, or a query failed.
+    Those that run are left out, and so is the heartbeat: both move for ever, also while another query never comes up.
     """
-    deadline = time.monotonic() + timeout_seconds
-    while (progress := running(settings, pid)) is None:
-        if not alive():
-            raise StreamNotRunning(
-                f"the stream's driver ended before both queries ran; read its log below {settings.environment_dir / 'logs'}"
-            )
-        if time.monotonic() > deadline:
-            raise StreamNotRunning(f"both queries did not run within {timeout_seconds:.0f} s; read the driver's log")
-        time.sleep(poll_seconds)
-    return progress
+    progress = read_progress(settings)
+    queries = progress.queries.items() if progress is not None else ()
+    return tuple((name, q.state, q.run_id, q.batch_id, q.restarts) for name, q in queries if q.state is not QueryState.RUNNING)
 
 
 def now_text() -> str:

@@ -37,8 +37,8 @@ CHUNK_ROWS_WITH_LISTS = 40_000
 ANALYZE_ROWS = 10_000
 """Rows from which a load refreshes the planner's statistics itself; dbt runs before PostgreSQL would get round to it."""
 
-LOCK_SECONDS = 300
-"""How long a load waits for another load of the same entity."""
+LOCK_SECONDS = 1800
+"""How long a load waits for another load of the same entity, whose lock ends with it; only one that hangs holds on for so long."""
 
 
 class LoadError(RuntimeError):

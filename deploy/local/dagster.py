@@ -25,8 +25,18 @@ LOCATION = "crm"
 STORAGE_VARIABLE = "CRM_DAGSTER_STORAGE"
 """Carries the URI of Dagster's database, with its password, to Dagster's processes; never written to a file."""
 
+PATIENCE = {
+    # Of one call to the code server, in which sensors are evaluated; a tick that is cut off begins from nothing.
+    "DAGSTER_GRPC_TIMEOUT_SECONDS": "300",
+    # As it was: it follows the other one unless it is said.
+    "DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "60",
+    # The process that holds the code ends when the code server, starved itself, has not called for so long.
+    "DAGSTER_GRPC_PROXY_HEARTBEAT_TTL_SECONDS": "120",
+}
+"""Variables of Dagster's own limits that are too short for a busy machine, in seconds; its other ones have no such trouble (0024)."""
+
 _ANSWER_SECONDS = 60
-"""Importing the code anew takes some seconds."""
+"""Importing the code anew takes some seconds; who is not answered asks again."""
 
 _LONGEST_REASON = 400
 """Characters."""
@@ -91,7 +101,8 @@ def instance_config(settings: Settings) -> dict[str, Any]:
         "concurrency": {"runs": {"max_concurrent_runs": _MOST_RUNS}},
         "run_monitoring": {
             "enabled": True,
-            "start_timeout_seconds": 180,
+            # A run whose process dies is noticed by the code server at once; this is only for one nobody knows anything of.
+            "start_timeout_seconds": 900,
             "cancel_timeout_seconds": 180,
             # A run that lost its process is not resumed in the middle; it fails, and is retried from the start if it may be.
             "max_resume_run_attempts": 0,
@@ -196,7 +207,7 @@ def code_server_serves(port: int) -> bool:
     try:
         with grpc.insecure_channel(f"{LOOPBACK}:{port}") as channel:
             request = health_pb2.HealthCheckRequest(service="DagsterApi")
-            status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2).status
+            status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=10).status
     except grpc.RpcError:
         return False
     return bool(status == health_pb2.HealthCheckResponse.SERVING)

@@ -18,6 +18,9 @@ LARGEST_MESSAGE_BYTES = 8 * 2**20
 HEAP_OPTIONS = ("-Xms256m", "-Xmx640m")
 """Measured: one node with a few dozen partitions and 100,000 records/s stays below 400 MiB of heap."""
 
+_ANSWER_SECONDS = 10
+"""Longest wait for one answer; a starved broker takes seconds, and whether it lives is asked elsewhere."""
+
 _LOGGING = """\
 # Kafka's log goes to the console; the supervisor writes and rotates the file.
 status = warn
@@ -137,7 +140,8 @@ def answers(port: int) -> bool:
     quiet.addHandler(logging.NullHandler())
     quiet.propagate = False
     try:
-        metadata = AdminClient({"bootstrap.servers": bootstrap(port), "socket.timeout.ms": 2000}, logger=quiet).list_topics(timeout=2)
+        options: dict[str, str | int | float | bool] = {"bootstrap.servers": bootstrap(port), "socket.timeout.ms": _ANSWER_SECONDS * 1000}
+        metadata = AdminClient(options, logger=quiet).list_topics(timeout=_ANSWER_SECONDS)
     except KafkaException:
         return False
     return bool(metadata.brokers)

@@ -123,7 +123,7 @@ def server_environment(settings: Settings) -> dict[str, str]:
 def answers(port: int) -> bool:
     """Whether the server is ready for requests."""
     try:
-        with urllib.request.urlopen(f"{endpoint(port)}/minio/health/ready", timeout=2) as answer:  # noqa: S310 -- a fixed scheme and host
+        with urllib.request.urlopen(f"{endpoint(port)}/minio/health/ready", timeout=10) as answer:  # noqa: S310 -- a fixed scheme and host
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

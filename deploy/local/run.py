@@ -100,6 +100,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
     if "CRM_WAREHOUSE_DSN" in given and settings.warehouse_dsn is None:
         settings = load_settings({**os.environ, **given})
     environ = {
+        **dagster.PATIENCE,
         **os.environ,
         # Tools of this installation, dbt above all, are found whether or not the environment was activated.
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),

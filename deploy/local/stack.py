@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,12 +36,12 @@ from crm_resources.supervisor import (
     socket_path,
     starts_file,
 )
+from crm_resources.waiting import PATIENCE_SECONDS, ProcessLife, wait_for
 from deploy.local import dagster, jars, kafka, lake_choice, leftovers, minio, ports, postgres, preflight, run, secret_files, supervisord
 from deploy.local.errors import StackError
 from deploy.local.lake_choice import LakeKind
 from deploy.local.ports import LOOPBACK, Choice, Port
 from deploy.local.reporter import Reporter
-from deploy.local.waiting import wait_for
 
 RESERVED = frozenset({"jars", "kafka", "logs", "minio", "postgres", "reports", "secrets", "supervisor", "tools"})
 """Folders below the home that are not data sets."""
@@ -61,13 +62,8 @@ _LISTENERS = {
 }
 ENVIRONMENT_SERVICES = (Service.CODE_SERVER, Service.WEBSERVER, Service.DAEMON, Service.STREAM)
 
-READY_SECONDS = 240
-"""Longest wait for one service; the slowest takes 8 s alone, and a minute on a machine that is overloaded ten times."""
-
-DOWN_SECONDS = 240
-"""Longest wait for everything to stop: the stream may take 120 s to finish its batch, Kafka and PostgreSQL 60 s each."""
-
-STOP_SECONDS = 150
+STOP_PATIENCE_SECONDS = PATIENCE_SECONDS + max(program.stop_seconds for program in supervisord.PROGRAMS.values())
+"""How long no further process may end while services stop: the supervisor kills each after its own limit, so there is always a next one."""
 
 _SECRET_ENDINGS = ("_DSN", "_PASSWORD", "_SECRET", "_TOKEN", "_KEY", "_STORAGE", "_WEBHOOK_URL")
 _OWN_VARIABLES = {
@@ -411,14 +407,19 @@ class Stack:
         def settled() -> bool:
             return dagster.location(webserver_port)[0] is not dagster.LocationState.LOADING
 
-        wait_for(settled, READY_SECONDS, "the code location is still being loaded", every=0.5)
+        log = Service.CODE_SERVER.log_file(self.settings)
+
+        def silent(why: str) -> StackError:
+            return StackError(f"the code location is not loaded: {why}", f"see {log}, then `make up` again")
+
+        signs = self._signs_of_life(Service.CODE_SERVER, Service.WEBSERVER)
+        wait_for(settled, signs, silent, every_seconds=0.5)
         if dagster.location(webserver_port)[0] is dagster.LocationState.FAILED:
             # The code may have been mended since it was tried, or the webserver was quicker than the code server.
             dagster.reload_location(webserver_port)
-            wait_for(settled, READY_SECONDS, "the code location is still being loaded", every=0.5)
+            wait_for(settled, signs, silent, every_seconds=0.5)
         state, reason = dagster.location(webserver_port)
         if state is dagster.LocationState.FAILED:
-            log = Service.CODE_SERVER.log_file(self.settings)
             raise StackError(f"the code location {dagster.DEFINITIONS} does not load: {reason}", f"see {log}")
 
     def _regroup(self, group: str) -> None:
@@ -457,12 +458,22 @@ class Stack:
             # Without a look at who listens, another stack's service on the same port would be taken for ours.
             return (port is None or ports.listens(info.pid, port)) and ready()
 
-        log = service.log_file(self.settings)
-        if service.value in self._started:
-            with self._say.step(f"starting {name}"):
-                wait_for(ready_or_lost, READY_SECONDS, f"{name} does not answer; see {log}")
-        else:
-            wait_for(ready_or_lost, READY_SECONDS, f"{name} does not answer; see {log}")
+        def silent(why: str) -> StackError:
+            return StackError(f"{name} does not answer: {why}", f"see {service.log_file(self.settings)}, then `make up` again")
+
+        with self._say.step(f"starting {name}") if service.value in self._started else nullcontext():
+            wait_for(ready_or_lost, self._signs_of_life(service), silent)
+
+    def _signs_of_life(self, *services: Service) -> Callable[[], Hashable | None]:
+        """What gives the sign of life of services: it changes while one of them works, and is None once one ends again and again."""
+        lives = {service: ProcessLife() for service in services}
+
+        def sign() -> Hashable | None:
+            infos = {service: self._supervisor.process(service) for service in services}
+            found = [(info.state if info else None, lives[service](info.pid if info else None)) for service, info in infos.items()]
+            return None if any(life is None for _, life in found) else tuple(found)
+
+        return sign
 
     def _clear_the_past(self) -> None:
         """Without a supervisor nobody keeps what may still run from an earlier one; two Kafkas on one folder would be a disaster."""
@@ -534,11 +545,16 @@ class Stack:
         with self._say.step(f"stopping {group}"):
             for info in members:
                 self._supervisor.stop_address(f"{group}:{info.name}")
+            left = partial(self._pids_of, group)
             wait_for(
-                lambda: not any(info.pid for info in self._supervisor.processes() if info.group == group),
-                STOP_SECONDS,
-                f"services of {group} do not stop; see `make status`",
+                lambda: not left(),
+                left,
+                lambda why: StackError(f"services of {group} do not stop: {why}", "see `make status`"),
+                patience_seconds=STOP_PATIENCE_SECONDS,
             )
+
+    def _pids_of(self, group: str) -> tuple[int, ...]:
+        return tuple(info.pid for info in self._supervisor.processes() if info.group == group and info.pid)
 
     def _stop_supervisor(self, pid: int) -> None:
         import psutil
@@ -551,11 +567,13 @@ class Stack:
             # An answer may be lost when it goes down at once; whether it ended is seen below.
             with suppress(SupervisorError):
                 self._supervisor.shutdown()
-            try:
-                process.wait(DOWN_SECONDS)
-            except psutil.TimeoutExpired as error:
-                log = supervisord.folder(self.settings) / "supervisord.log"
-                raise StackError(f"the stack did not stop within {DOWN_SECONDS} s", f"see {log}, then `make down` again") from error
+            log = supervisord.folder(self.settings) / "supervisord.log"
+            wait_for(
+                lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE,
+                lambda: tuple(child.pid for child in process.children()) if process.is_running() else (),
+                lambda why: StackError(f"the stack does not stop: {why}", f"see {log}, then `make down` again"),
+                patience_seconds=STOP_PATIENCE_SECONDS,
+            )
 
     # -- small questions ----------------------------------------------------------------------------------------------
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 from crm_resources.settings import REPOSITORY, Settings
 from crm_resources.supervisor import OBJECT_STORE_GROUP, SHARED_GROUP, Service, Supervisor, socket_path
+from crm_resources.waiting import wait_for
 from deploy.local.errors import StackError
-from deploy.local.waiting import wait_for
 
-_START_SECONDS = 30
 _LOG_BYTES = 10 * 2**20
 _OLD_LOGS = 3
 
@@ -33,7 +32,7 @@ class Program:
         start_seconds: how long it must live to count as started; an earlier end is a failed start.
         start_retries: failed starts in a row (1, 2, 3… seconds apart) after which the supervisor gives up.
         stop_signal: how it is asked to end.
-        stop_seconds: how long it may take for that before it is killed.
+        stop_seconds: how long it may take for that before it is killed; a limit by the clock, for a stop must come to an end.
         stop_group: whether its children are signalled as well.
         autostart: whether it starts with the supervisor.
         always: whether an ordinary end (exit code 0) is also a reason to start it again.
@@ -52,11 +51,11 @@ class Program:
 PROGRAMS: dict[Service, Program] = {
     program.service: program
     for program in (
-        # Both hold the data: they get the time to write it out.
-        Program(Service.KAFKA, start_seconds=10, stop_seconds=60, autostart=True),
+        # What holds the data gets the time to write it out, which takes 3 s on an idle machine. Killed, it would lose nothing, but recover.
+        Program(Service.KAFKA, start_seconds=10, stop_seconds=120, autostart=True),
         # INT is PostgreSQL's fast shutdown: sessions are ended, nothing is lost. TERM would wait for Dagster's sessions.
-        Program(Service.POSTGRES, start_seconds=3, stop_signal="INT", stop_seconds=60, autostart=True),
-        Program(Service.MINIO, start_seconds=3),
+        Program(Service.POSTGRES, start_seconds=3, stop_signal="INT", stop_seconds=120, autostart=True),
+        Program(Service.MINIO, start_seconds=3, stop_seconds=120),
         # Runs are children of the code server and must not outlive it unseen.
         Program(Service.CODE_SERVER, stop_group=True),
         Program(Service.WEBSERVER),
@@ -159,7 +158,11 @@ def start(settings: Settings, socket: Path, environ: Mapping[str, str]) -> None:
         reasons = [line for line in run.stdout.splitlines() if line.startswith("Error")] or run.stdout.strip().splitlines()[-1:]
         raise StackError(f"the supervisor did not start: {' '.join(reasons)}", f"see {log}")
     supervisor = Supervisor(settings)
-    wait_for(lambda: supervisor.pid() is not None, _START_SECONDS, f"the supervisor does not answer; see {log}")
+    wait_for(
+        lambda: supervisor.pid() is not None,
+        lambda: log.stat().st_size if log.exists() else 0,
+        lambda why: StackError(f"the supervisor does not answer: {why}", f"see {log}, then `make up` again"),
+    )
 
 
 def remove_socket(settings: Settings) -> None:

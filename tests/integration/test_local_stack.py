@@ -21,7 +21,7 @@ from deploy.local import dagster, jars, kafka, leftovers, postgres
 from deploy.local.errors import StackError
 from deploy.local.ports import LOOPBACK, Port, write_env
 from deploy.local.stack import Stack
-from deploy.local.waiting import wait_for
+from tests.driver_process import wait_until
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_a_killed_service_comes_back_and_the_restart_is_counted(own: Stack):
     answers = {Service.KAFKA: lambda: kafka.answers(port), Service.POSTGRES: lambda: postgres.answers(dsn)}
     for service, pid in before.items():
         back = partial(lambda service, pid: pid_of(settings, service) not in {0, pid} and answers[service](), service, pid)
-        wait_for(back, 120, f"{service.value} did not come back")
+        wait_until(back, f"{service.value} comes back")
     # PostgreSQL may need a second try: it waits for the last of its old processes to go.
     assert all(status.restarts >= 1 for status in own.status())
 
@@ -156,7 +156,7 @@ def test_a_service_that_cannot_start_is_given_up_and_told_with_its_log(own: Stac
         info = Supervisor(own.settings).process(Service.KAFKA)
         return info is not None and info.state is ProcessState.FATAL
 
-    wait_for(given_up, 240, "the supervisor does not give up")
+    wait_until(given_up, "the supervisor gives up", 240)
     told = command(environ, "status")
     assert told.returncode == 1
     assert "FATAL" in told.stdout
@@ -189,7 +189,7 @@ def test_what_a_killed_supervisor_left_behind_is_stopped_before_a_new_start(own:
     orphans = {pid_of(own.settings, service) for service in (Service.KAFKA, Service.POSTGRES)}
     assert supervisor is not None
     os.kill(supervisor, signal.SIGKILL)
-    wait_for(lambda: is_gone(supervisor), 10, "the supervisor does not die")
+    wait_until(lambda: is_gone(supervisor), "the supervisor dies")
     assert orphans <= {process.pid for process in leftovers.find(own.settings)}
 
     result = own.up(environment=False)
