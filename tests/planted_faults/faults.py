@@ -324,12 +324,12 @@ FAULTS: tuple[Fault, ...] = (
         AUDIT,
     ),
     Fault(
-        "two-places-allowed",
+        "gap-between-batches",
         Area.AUDIT,
         "crm_assets/monitoring/audit_checks.py",
-        "return unplaced(state) or (not state & Seen.IN_FLIGHT and (state & PLACES).bit_count() > 1)",
-        "return unplaced(state) or (not state & Seen.IN_FLIGHT and (state & PLACES).bit_count() > 2)",
-        "A record is in silver, dead letters or duplicates, and in one only.",
+        "apart = np.flatnonzero(begin[1:] != end[:-1]) + 1",
+        "apart = np.flatnonzero(begin[1:] < end[:-1]) + 1",
+        "Each batch of a partition begins where the one before it ended.",
         AUDIT,
     ),
     Fault(
