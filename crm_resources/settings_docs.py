@@ -1,4 +1,4 @@
-"""The table of settings in the README, written from the settings object; a test fails when it is stale.
+"""The table of settings in `docs/settings.md`, written from the settings object; a test fails when it is stale.
 
 `python -m crm_resources.settings_docs` rewrites it.
 """
@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from crm_resources.generated_block import with_block
 from crm_resources.settings import REPOSITORY, Settings
 
-README = REPOSITORY / "README.md"
+PAGE = REPOSITORY / "docs" / "settings.md"
 BEGIN = "<!-- settings: written by `make contracts` -->"
 END = "<!-- settings end -->"
 
@@ -28,18 +29,14 @@ def settings_table() -> str:
     return "\n".join(lines)
 
 
-def with_table(text: str) -> str:
-    """The text with the table between its marks brought up to date.
+def up_to_date(page: Path = PAGE) -> str:
+    """The page's text with today's table.
 
     Raises:
         ValueError: a mark is missing.
     """
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"README.md must hold the marks {BEGIN!r} and {END!r}")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{settings_table()}\n{END}{tail}"
+    return with_block(page, BEGIN, END, settings_table())
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
+    PAGE.write_text(up_to_date())

@@ -26,12 +26,34 @@ from deploy.local import minio as minio_service
 from deploy.local.demo import marts_backlog, stream_backlog
 from deploy.local.lake_choice import LakeKind
 from deploy.local.stack import Stack
+from tests import suite_report
 
 ENVIRONMENT = "test"
 
 
-OF_DAGSTER = ("browser/test_ui.py", "integration/test_local_stack.py", "integration/test_pipeline.py", "test_stream_outlives_dagster.py")
-"""Modules that need Dagster's services and data in the marts, which takes longer than most of their tests."""
+OF_DAGSTER = ("browser/test_ui.py", "integration/test_pipeline.py", "test_stream_outlives_dagster.py", "integration/test_local_stack.py")
+"""Modules that need Dagster's services and data in the marts, which takes longer than most of their tests. They run first."""
+
+_DAGSTER_IS_UP = pytest.StashKey[Stack]()
+"""The stack of this process whose Dagster services run, kept in the configuration."""
+
+
+def _place(module: str) -> int:
+    """Where a module stands among those that need Dagster; behind all of them when it needs none."""
+    return next((place for place, name in enumerate(OF_DAGSTER) if module.endswith(name)), len(OF_DAGSTER))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the modules that need Dagster first, so that its services need not run beside the rest."""
+    items.sort(key=lambda item: _place(item.path.as_posix()))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Stop Dagster's services and the stream once no test needs them: idle, they take a third of a core."""
+    running = item.config.stash.get(_DAGSTER_IS_UP, None)
+    if running is not None and _place(item.path.as_posix()) == len(OF_DAGSTER):
+        del item.config.stash[_DAGSTER_IS_UP]
+        running.down(only_environment=True)
 
 
 class ByModule(LoadScopeScheduling):
@@ -49,6 +71,11 @@ class ByModule(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
     """Who gives the tests to the processes, where there are several."""
     return ByModule(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A run of the whole suite leaves a report."""
+    suite_report.register(config)
 
 
 @pytest.fixture(scope="session")
@@ -143,9 +170,10 @@ def minio(stack_services: Stack, stack_environ: dict[str, str], minio_program: P
 
 
 @pytest.fixture(scope="session")
-def stack(stack_services: Stack) -> Stack:
+def stack(stack_services: Stack, pytestconfig: pytest.Config) -> Stack:
     """The session's whole stack, with Dagster's three services for the data set `test`."""
     stack_services.up()
+    pytestconfig.stash[_DAGSTER_IS_UP] = stack_services
     return stack_services
 
 

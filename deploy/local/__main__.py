@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -29,7 +30,7 @@ from deploy.local.errors import StackError
 from deploy.local.lake_choice import LakeKind
 from deploy.local.ports import LOOPBACK
 from deploy.local.reporter import Reporter
-from deploy.local.stack import ServiceStatus, Stack, log_tail
+from deploy.local.stack import ServiceStatus, Stack, has_screen, log_tail
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -111,6 +112,17 @@ def status() -> None:
         if failed:
             console.print("Mend the cause, then `make up` tries again.")
             raise typer.Exit(1)
+
+
+@app.command(name="open")
+def open_ui() -> None:
+    """Print the address of the data set's web UI, and open it in a browser where there is one."""
+    with _told():
+        stack = Stack(load_settings(), Reporter(console))
+        address = stack.web_ui()
+        console.print(address)
+        if not (has_screen(os.environ) and webbrowser.open(address)):
+            console.print("No browser could be started here; open the address in one on this machine.")
 
 
 @app.command()

@@ -253,6 +253,19 @@ class Stack:
         first = (SHARED_GROUP, OBJECT_STORE_GROUP)
         return [self._status_of(i) for i in sorted(processes, key=lambda i: (first.index(i.group) if i.group in first else 2, i.group))]
 
+    def web_ui(self) -> str:
+        """Address of the data set's web UI.
+
+        Raises:
+            StackError: it does not run, or does not answer yet.
+        """
+        env = self.settings.env
+        if not serves_web_ui(self.status(), env):
+            raise StackError(f"the web UI of data set {env} does not run", "start it with `make up`")
+        if not dagster.webserver_answers(self._numbers()[Port.WEBSERVER]):
+            raise StackError(f"the web UI of data set {env} does not answer yet", "try again, or see `make logs SERVICE=webserver`")
+        return self._webserver_url()
+
     # -- steps of up --------------------------------------------------------------------------------------------------
 
     def _choose_lake(self) -> LakeKind:
@@ -653,6 +666,26 @@ def memory_mib(pid: int) -> float:
         with suppress(psutil.NoSuchProcess):
             total += member.memory_info().rss
     return round(total / 2**20, 1)
+
+
+def serves_web_ui(services: Sequence[ServiceStatus], environment: str) -> bool:
+    """Whether the webserver of a data set runs.
+
+    Args:
+        services: those of every data set that is up.
+        environment: the data set.
+    """
+    running = {service.group for service in services if service.service is Service.WEBSERVER and service.state is ProcessState.RUNNING}
+    return environment in running
+
+
+def has_screen(environ: Mapping[str, str]) -> bool:
+    """Whether a browser would have a screen. Without one, a browser for the terminal would take the terminal over.
+
+    Args:
+        environ: variables of the process; `BROWSER` names a program of the user's own choice.
+    """
+    return any(environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
 
 
 def log_tail(path: Path, lines: int = 15) -> str:

@@ -6,7 +6,6 @@ reports folder, and where `CRM_SCREENSHOTS` points.
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -18,9 +17,9 @@ from crm_assets.conventions import Group
 from crm_resources import lake
 from crm_resources.layout import SILVER
 from crm_resources.settings import REPOSITORY
+from tests.browser.chromium import CHROMIUM, FLAGS
 from tests.conftest import Pipeline
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SCREENSHOTS = Path(os.environ.get("CRM_SCREENSHOTS") or REPOSITORY / ".crm" / "reports" / "screenshots")
 PATIENCE_MS = 90_000
 """The UI loads a megabyte of scripts from a webserver that shares two cores with everything else."""
@@ -28,16 +27,6 @@ PATIENCE_MS = 90_000
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="CHROMIUM ABSENT: install Debian's package chromium to test the web UI"),
-]
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
 ]
 
 

@@ -111,13 +111,14 @@ def refresh(settings: Settings, *arguments: str) -> PlannedRefresh:
 def contents(settings: Settings) -> dict[str, list[str]]:
     """Rows of all tables that dbt makes, as text, by name; without the time of the run, the lists of changes, and what keeps the past."""
     found = {}
-    for node in json.loads(MANIFEST.read_text())["nodes"].values():
-        name = node["name"]
-        if node["config"].get("full_refresh") is False:
-            continue
-        if node["resource_type"] == "model" and node["schema"] != "staging" and not name.startswith("int_changed_"):
-            rows = warehouse.fetch_rows(settings, f"select (to_jsonb(t) - 'scored_at')::text from {node['schema']}.{name} as t")
-            found[name] = sorted(text for (text,) in rows)
+    with warehouse.connect(settings) as connection, connection.cursor() as cursor:
+        for node in json.loads(MANIFEST.read_text())["nodes"].values():
+            name = node["name"]
+            if node["config"].get("full_refresh") is False:
+                continue
+            if node["resource_type"] == "model" and node["schema"] != "staging" and not name.startswith("int_changed_"):
+                cursor.execute(f"select (to_jsonb(t) - 'scored_at')::text from {node['schema']}.{name} as t")
+                found[name] = sorted(text for (text,) in cursor.fetchall())
     return found
 
 

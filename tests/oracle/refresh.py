@@ -70,7 +70,8 @@ def run_dbt(settings: Settings, *arguments: str, unit_tests: bool = False, chang
         patch.setattr(BehaviorFlagRendered, "_default_source", staticmethod(lambda: "dbt"))
         if settings.database not in _parsed:
             _parsed[settings.database] = dbtRunner().invoke(dbt_command.command_line(("parse",), folder=folder)).result
-        done = dbtRunner(_parsed[settings.database]).invoke(dbt_command.command_line(arguments, folder=folder))
+        command = dbt_command.command_line((*arguments, "--log-level-file", "none"), folder=folder)
+        done = dbtRunner(_parsed[settings.database]).invoke(command)
     assert done.success, f"{output.getvalue()[-6000:]}{done.exception or ''}"
     return output.getvalue()
 

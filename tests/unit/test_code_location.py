@@ -15,6 +15,7 @@ from crm_assets.definitions import defs
 from crm_assets.monitoring.refresh import EVERYTHING_JOB, EVERYTHING_TAG, REFRESH_JOB
 from crm_assets.warehouse.assets import DBT_MANIFEST
 from crm_assets.warehouse.table_rules import left_to_the_night
+from tests.asset_graph import live_graph, pictured_graph
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SNAPSHOT = Path(__file__).parent / "asset_graph.json"
@@ -22,18 +23,6 @@ IMPORT_BUDGET_SECONDS = 12
 """CPU time, which a busy machine stretches less than the clock; on an idle one it takes a third."""
 
 BARE = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8"}
-
-
-def graph() -> dict[str, dict[str, object]]:
-    """Asset key → group and what it depends on."""
-    nodes = defs.resolve_asset_graph()
-    return {
-        key.to_user_string(): {
-            "group": nodes.get(key).group_name,
-            "deps": sorted(parent.to_user_string() for parent in nodes.get(key).parent_keys),
-        }
-        for key in sorted(nodes.get_all_asset_keys())
-    }
 
 
 def specs() -> list[dg.AssetSpec]:
@@ -88,14 +77,18 @@ def test_dg_knows_the_same_code_location():
 
 def test_the_asset_graph_is_the_one_that_was_agreed():
     """A changed graph is a decision: rewrite the snapshot with `CRM_WRITE_SNAPSHOT=1 make test-unit` and commit it."""
-    found = graph()
+    found = live_graph()
     if os.environ.get("CRM_WRITE_SNAPSHOT"):
         SNAPSHOT.write_text(json.dumps(found, indent=1) + "\n")
     assert found == json.loads(SNAPSHOT.read_text())
 
 
+def test_the_picture_in_the_readme_shows_the_graph_of_today():
+    assert pictured_graph(REPOSITORY / "docs" / "images" / "lineage.png") == live_graph(), "run `make graph-picture` and commit it"
+
+
 def test_lineage_leads_from_the_broker_to_the_segments():
-    nodes = graph()
+    nodes = live_graph()
 
     def ancestors(key: str) -> set[str]:
         parents = nodes[key]["deps"]

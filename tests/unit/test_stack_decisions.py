@@ -13,15 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from supervisor.datatypes import dict_of_key_value_pairs
+from typer.testing import CliRunner
 
 from crm_resources.contracts.derive_files import fingerprint
 from crm_resources.settings import Settings, load_settings
-from crm_resources.supervisor import SHARED_GROUP, Service, Start, socket_path
+from crm_resources.supervisor import SHARED_GROUP, ProcessState, Service, Start, socket_path
 from deploy.local import dagster, jars, kafka, ports, postgres, preflight, run, secret_files, supervisord
+from deploy.local.__main__ import app
 from deploy.local.errors import StackError
 from deploy.local.jars import Jar, JarState
 from deploy.local.ports import Port
-from deploy.local.stack import RESERVED, Stack, log_tail
+from deploy.local.stack import RESERVED, ServiceStatus, Stack, has_screen, log_tail, serves_web_ui
 
 
 @pytest.fixture
@@ -272,3 +274,37 @@ def test_the_end_of_a_log_is_shown(tmp_path: Path):
 
     assert log_tail(log, 2) == "    line 98\n    line 99"
     assert "does not exist" in log_tail(tmp_path / "absent.log")
+
+
+# -- open --------------------------------------------------------------------------------------------------------------
+
+
+def webserver(group: str, state: ProcessState) -> ServiceStatus:
+    return ServiceStatus(group, Service.WEBSERVER, state, 1, 1.0, 13000, 1.0, 0, "", Path("webserver.log"))
+
+
+@pytest.mark.parametrize(
+    ("services", "serves"),
+    [
+        ([], False),
+        ([webserver("demo", ProcessState.RUNNING)], False),
+        ([webserver("demo", ProcessState.RUNNING), webserver("shop", ProcessState.RUNNING)], True),
+        ([webserver("shop", ProcessState.FATAL)], False),
+    ],
+    ids=["stack down", "only another data set", "both", "given up"],
+)
+def test_the_web_ui_is_that_of_the_data_set_asked_for(services: list[ServiceStatus], serves: bool):
+    assert serves_web_ui(services, "shop") is serves
+
+
+def test_open_without_a_stack_says_in_one_line_how_to_start_it(tmp_path: Path):
+    done = CliRunner().invoke(app, ["open"], env={"CRM_HOME": str(tmp_path), "CRM_ENV": "shop"})
+
+    assert done.exit_code == 1
+    assert done.output == "error: the web UI of data set shop does not run; start it with `make up`\n"
+
+
+def test_a_browser_is_started_only_where_it_has_a_screen():
+    assert has_screen({"DISPLAY": ":0"})
+    assert has_screen({"BROWSER": "firefox"})
+    assert not has_screen({"DISPLAY": "", "TERM": "xterm"})
