@@ -80,7 +80,7 @@ def _results(faults: list[Fault], root: Path, jobs: int) -> list[Result]:
 
     def run(tests: Tests, fault: Fault | None) -> Run:
         done = run_tests(root, tests, environ, fault)
-        what = fault.name if fault else f"without a fault: {_spelled(tests)}"
+        what = fault.name if fault else f"no fault in {Path(tests.file).name}"
         CONSOLE.print(f"[dim]{done.seconds:4.0f} s  exit code {done.code}  {what}[/]", highlight=False)
         return done
 
