@@ -568,9 +568,15 @@ class Stack:
             with suppress(SupervisorError):
                 self._supervisor.shutdown()
             log = supervisord.folder(self.settings) / "supervisord.log"
+
+            def left() -> tuple[int, ...]:
+                with suppress(psutil.NoSuchProcess):
+                    return tuple(child.pid for child in process.children())
+                return ()
+
             wait_for(
-                lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE,
-                lambda: tuple(child.pid for child in process.children()) if process.is_running() else (),
+                lambda: not psutil.wait_procs([process], timeout=0)[1],
+                left,
                 lambda why: StackError(f"the stack does not stop: {why}", f"see {log}, then `make down` again"),
                 patience_seconds=STOP_PATIENCE_SECONDS,
             )
