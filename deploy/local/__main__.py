@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from crm_resources.report import Verdict, write_report
@@ -26,7 +27,7 @@ from crm_resources.settings import load_settings
 from crm_resources.supervisor import ProcessState, Service
 from deploy.local import contracts, postgres, preflight
 from deploy.local import jars as jar_files
-from deploy.local.errors import StackError
+from deploy.local.errors import StackError, wrong_settings
 from deploy.local.lake_choice import LakeKind
 from deploy.local.ports import LOOPBACK
 from deploy.local.reporter import Reporter
@@ -244,9 +245,8 @@ def _told() -> Iterator[None]:
         console.print(f"[red]error:[/red] {error}; see that {error.filename or 'the place'} is yours and the disk has room", soft_wrap=True)
         raise typer.Exit(1) from error
     except ValidationError as error:
-        for problem in error.errors():
-            place = ".".join(str(part) for part in problem["loc"])
-            console.print(f"[red]error:[/red] CRM_{place.upper()}={problem.get('input')!r}: {problem['msg']}", soft_wrap=True)
+        for problem in wrong_settings(error):
+            console.print(f"[red]error:[/red] {escape(problem)}", soft_wrap=True)
         raise typer.Exit(1) from error
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -35,7 +36,7 @@ from crm_resources.stream_launcher import StreamError, SupervisedStream
 from crm_resources.supervisor import Service, Supervisor, SupervisorError
 from crm_resources.waiting import PATIENCE_SECONDS, ProcessLife, wait_for
 from deploy.local import contracts, dagster
-from deploy.local.errors import StackError
+from deploy.local.errors import StackError, wrong_settings
 from deploy.local.lake_choice import LakeKind
 from deploy.local.memory import PeakMemory
 from deploy.local.reporter import Reporter
@@ -94,6 +95,12 @@ def demo(
     started = datetime.fromtimestamp(float(os.environ.get("CRM_DEMO_STARTED") or time.time()), UTC)
     if data is not None and not os.environ.get("CRM_ENV"):
         os.environ["CRM_ENV"] = REPLAY_ENVIRONMENT
+    try:
+        load_settings()
+    except ValidationError as error:
+        for problem in wrong_settings(error):
+            _tell(problem)
+        raise typer.Exit(1) from error
     # Asked to end, it leaves its report and, with --exit, no service.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     steps = Steps({"setup": round(time.time() - started.timestamp(), 1)})

@@ -49,6 +49,16 @@ def failing(error: BaseException) -> Callable[..., demo.Audited]:
     return run
 
 
+def test_a_wrong_setting_is_named_before_anything_is_started(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRM_SPARK_CORES", "many")
+
+    ended = CliRunner().invoke(demo.app, [])
+
+    assert ended.exit_code == 1
+    assert "error: CRM_SPARK_CORES='many': " in ended.output
+    assert list(home.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "error",
     [StackError("the marts are behind", "see `make status`"), KafkaUnavailableError("no [broker]"), KeyboardInterrupt(), SystemExit(143)],
