@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -76,10 +79,12 @@ def _results(faults: list[Fault], root: Path, jobs: int) -> list[Result]:
     """Faults of the same tests one after the other, behind the one control they share."""
     environ = environ_of(root, load_settings().jars_root, os.environ)
     runs: dict[Tests | Fault, Future[Run]] = {}
-    pool = ThreadPoolExecutor(jobs)
+    pool, stop = ThreadPoolExecutor(jobs), threading.Event()
+    # Who is told to end leaves through `finally`, so that no tests, services and copies stay behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
     def run(tests: Tests, fault: Fault | None) -> Run:
-        done = run_tests(root, tests, environ, fault)
+        done = run_tests(root, tests, environ, stop, fault)
         what = fault.name if fault else f"no fault in {Path(tests.file).name}"
         CONSOLE.print(f"[dim]{done.seconds:4.0f} s  exit code {done.code}  {what}[/]", highlight=False)
         return done
@@ -90,6 +95,7 @@ def _results(faults: list[Fault], root: Path, jobs: int) -> list[Result]:
             runs.update({f: pool.submit(run, tests, f) for f in faults if f.tests == tests})
         return [Result(f, runs[f.tests].result(), runs[f].result()) for f in faults]
     finally:
+        stop.set()
         pool.shutdown(cancel_futures=True)
 
 

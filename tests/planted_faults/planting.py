@@ -11,9 +11,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -101,7 +102,8 @@ def with_fault(text: str, fault: Fault) -> str:
 
 def stale(faults: Iterable[Fault], root: Path) -> list[str]:
     """What is wrong with declarations for a checkout, one line each."""
-    complaints = []
+    python = root / ".venv/bin/python"
+    complaints = [] if python.exists() else [f"there is no {python}; name a checkout with --root, and run `make setup` in it"]
     for fault in faults:
         try:
             with_fault((root / fault.file).read_text(), fault)
@@ -112,13 +114,14 @@ def stale(faults: Iterable[Fault], root: Path) -> list[str]:
     return complaints
 
 
-def run_tests(root: Path, tests: Tests, environ: Mapping[str, str], fault: Fault | None = None) -> Run:
+def run_tests(root: Path, tests: Tests, environ: Mapping[str, str], stop: threading.Event, fault: Fault | None = None) -> Run:
     """Run tests in a fresh copy of a checkout, with a fault in it or without one.
 
     Args:
         root: the checkout; it is only read.
         tests: which tests.
         environ: variables of the tests, see `environ_of`.
+        stop: when it is set, the tests are told to end.
         fault: what to plant; nothing when omitted.
     """
     began = time.monotonic()
@@ -131,7 +134,7 @@ def run_tests(root: Path, tests: Tests, environ: Mapping[str, str], fault: Fault
         environ = {**environ, "PYTHONPATH": str(copy)}
         if foreign := _imported_from_elsewhere(copy, command[0], environ, fault):
             return Run(NO_END, "", time.monotonic() - began, f"{foreign} would be tested, not the copy in {copy}")
-        code, output = _end_of(command, copy, environ)
+        code, output = _end_of(command, copy, environ, stop)
     return Run(code, first_failure(output), time.monotonic() - began, output[-4000:])
 
 
@@ -184,8 +187,9 @@ def _imported_from_elsewhere(copy: Path, python: str, environ: Mapping[str, str]
     return next((origin for origin in done.stdout.split() if not Path(origin).resolve().is_relative_to(copy)), "")
 
 
-def _end_of(command: list[str], folder: Path, environ: Mapping[str, str]) -> tuple[int, str]:
-    """Exit code and output of tests; those that do not come to an end are ended, with what they started."""
+def _end_of(command: list[str], folder: Path, environ: Mapping[str, str], stop: threading.Event) -> tuple[int, str]:
+    """Exit code and output of tests; those that do not come to an end, or are stopped, are ended with what they started."""
+    deadline = time.monotonic() + RUN_SECONDS
     with (
         tempfile.TemporaryFile("w+") as output,
         subprocess.Popen(
@@ -198,17 +202,16 @@ def _end_of(command: list[str], folder: Path, environ: Mapping[str, str]) -> tup
             start_new_session=True,
         ) as process,
     ):
-        try:
-            code = process.wait(RUN_SECONDS)
-        except BaseException as error:
+        while process.poll() is None and time.monotonic() < deadline and not stop.is_set():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+        code = process.poll()
+        if code is None:
             process.send_signal(signal.SIGINT)  # pytest stops the services it started
             try:
                 process.wait(END_SECONDS)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            code = NO_END
         output.seek(0)
         said = output.read()
-    return code, said + (f"\nended after {RUN_SECONDS} s" if code == NO_END else "")
+    return (NO_END, f"{said}\nwas ended; a run may take {RUN_SECONDS} s") if code is None else (code, said)

@@ -48,9 +48,11 @@ def test_a_line_that_is_not_there_once_is_named_with_its_file(text: str) -> None
         with_fault(text, fault)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    (complaint, _) = stale(FAULTS[:1], tmp_path)
-    assert FAULTS[0].file in complaint
+def test_what_a_checkout_lacks_is_named(tmp_path: Path) -> None:
+    python, product, tests = stale(FAULTS[:1], tmp_path)
+    assert "make setup" in python
+    assert FAULTS[0].file in product
+    assert FAULTS[0].tests.file in tests
 
 
 def test_the_summary_names_who_caught_it() -> None:
