@@ -12,10 +12,10 @@ import re
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -34,7 +34,14 @@ class Profile(StrEnum):
 class Settings(BaseSettings):
     """Everything a part of the platform may be told from outside. Each field is the variable `CRM_<FIELD>`."""
 
-    model_config = SettingsConfigDict(env_prefix="CRM_", extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="CRM_",
+        extra="ignore",
+        frozen=True,
+        env_ignore_empty=True,
+        # The input of a rule that looks at several fields is all of them, secrets as plain text among them.
+        hide_input_in_errors=True,
+    )
 
     profile: Profile = Field(default=Profile.LOCAL, description="`local` (one machine) or `cluster`.")
     env: str = Field(
@@ -235,6 +242,25 @@ def load_settings(environ: dict[str, str] | None = None) -> Settings:
     values["home"] = str(home)
     known = {k: v for k, v in values.items() if k in Settings.model_fields}
     return Settings.model_validate(known)
+
+
+def wrong_settings(error: ValidationError) -> list[str]:
+    """A line for each value that is not allowed: the variable, its value unless that is a secret, and the reason.
+
+    A rule over several variables names them in its reason; the value it was given is all settings, and is left out.
+
+    Args:
+        error: what `load_settings` raised.
+    """
+    lines = []
+    for problem in error.errors():
+        if not problem["loc"]:
+            lines.append(problem["msg"].removeprefix("Value error, "))
+            continue
+        name = str(problem["loc"][0])
+        value = "" if SecretStr in get_args(Settings.model_fields[name].annotation) else f"={problem['input']!r}"
+        lines.append(f"CRM_{name.upper()}{value}: {problem['msg']}")
+    return lines
 
 
 def _read_env_file(path: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from crm_resources.kafka import KafkaUnavailableError, TopicError, client_log
 from crm_resources.ledger import LedgerError
-from crm_resources.settings import Settings, load_settings
+from crm_resources.settings import Settings, load_settings, wrong_settings
 from generator.delivery import DeliveryError
 from generator.errors import BadInputError
 
@@ -65,7 +65,7 @@ def errors() -> Iterator[None]:
         complain(str(error))
         raise typer.Exit(2) from error
     except ValidationError as error:
-        complain("\n".join(f"CRM_{'.'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()))
+        complain("\n".join(wrong_settings(error)))
         raise typer.Exit(2) from error
     except (KafkaUnavailableError, TopicError) as error:
         complain(f"{error}\nNothing was sent.")

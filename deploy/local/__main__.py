@@ -23,11 +23,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from crm_resources.report import Verdict, write_report
-from crm_resources.settings import load_settings
+from crm_resources.settings import load_settings, wrong_settings
 from crm_resources.supervisor import ProcessState, Service
 from deploy.local import contracts, postgres, preflight
 from deploy.local import jars as jar_files
-from deploy.local.errors import StackError, wrong_settings
+from deploy.local.errors import StackError
 from deploy.local.lake_choice import LakeKind
 from deploy.local.ports import LOOPBACK
 from deploy.local.reporter import Reporter

@@ -31,12 +31,12 @@ from crm_resources import lake, warehouse
 from crm_resources.kafka import KafkaUnavailableError, TopicError
 from crm_resources.layout import SILVER
 from crm_resources.report import Verdict, write_report
-from crm_resources.settings import REPOSITORY, Settings, load_settings
+from crm_resources.settings import REPOSITORY, Settings, load_settings, wrong_settings
 from crm_resources.stream_launcher import StreamError, SupervisedStream
 from crm_resources.supervisor import Service, Supervisor, SupervisorError
 from crm_resources.waiting import PATIENCE_SECONDS, ProcessLife, wait_for
 from deploy.local import contracts, dagster
-from deploy.local.errors import StackError, wrong_settings
+from deploy.local.errors import StackError
 from deploy.local.lake_choice import LakeKind
 from deploy.local.memory import PeakMemory
 from deploy.local.reporter import Reporter

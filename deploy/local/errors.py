@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
-
 
 class StackError(RuntimeError):
     """A command of the local stack cannot go on.
@@ -17,12 +15,3 @@ class StackError(RuntimeError):
         super().__init__(f"{problem}; {remedy}" if remedy else problem)
         self.problem = problem
         self.remedy = remedy
-
-
-def wrong_settings(error: ValidationError) -> list[str]:
-    """A line for each variable whose value is not allowed.
-
-    Args:
-        error: what reading the settings raised.
-    """
-    return [f"CRM_{'.'.join(str(part) for part in p['loc']).upper()}={p.get('input')!r}: {p['msg']}" for p in error.errors()]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from crm_resources.settings import Settings, load_settings
+from crm_resources.settings import Settings, load_settings, wrong_settings
 from crm_resources.settings_docs import PAGE, up_to_date
 
 
@@ -45,6 +45,18 @@ def test_the_password_in_a_dsn_is_never_printed(tmp_path: Path):
     settings = load_settings({"CRM_HOME": str(tmp_path), "CRM_WAREHOUSE_DSN": "postgresql://u:hunter2@db/crm"})
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in str(settings.model_dump())
+
+
+def test_a_wrong_setting_is_told_without_any_secret(tmp_path: Path):
+    secrets = {"CRM_S3_SECRET_KEY": "hunter2", "CRM_PSEUDONYM_KEY": "hunter3"}
+    with pytest.raises(ValidationError) as half:
+        load_settings({"CRM_HOME": str(tmp_path), **secrets})
+    with pytest.raises(ValidationError) as wrong:
+        load_settings({"CRM_HOME": str(tmp_path), "CRM_SPARK_CORES": "many", **secrets})
+
+    assert wrong_settings(half.value) == ["CRM_S3_ACCESS_KEY is missing; an access key and its secret are given together"]
+    assert [line.partition(": ")[0] for line in wrong_settings(wrong.value)] == ["CRM_SPARK_CORES='many'"]
+    assert "hunter" not in f"{half.value} {wrong.value}"
 
 
 def test_each_setting_is_described():
