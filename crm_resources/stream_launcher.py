@@ -38,7 +38,7 @@ ENDED = frozenset({StreamState.STOPPED, StreamState.FAILED})
 """States out of which nothing comes by itself."""
 
 DRAIN_PATIENCE_SECONDS = 150.0
-"""Longer than the 120 s after which a batch in hand is interrupted and the supervisor kills the driver: a stop comes to an end."""
+"""Longer than the 120 s after which the driver interrupts its batch and the supervisor kills it, so that every stop ends."""
 
 _STATES = {
     ProcessState.STOPPED: StreamState.STOPPED,
