@@ -9,11 +9,10 @@ import fcntl
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
 
+from crm_resources.command_end import leave_on_sigterm
 from crm_resources.kafka import ensure
 from crm_resources.settings import load_settings
 from deploy.local.stack import Stack
@@ -50,7 +49,7 @@ def own_home(name: str, **variables: str) -> Iterator[dict[str, str]]:
         Stack(load_settings(environ), environ=environ).down()
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    before = signal.signal(signal.SIGTERM, _end)
+    before = leave_on_sigterm()
     try:
         yield environ
     finally:
@@ -82,11 +81,6 @@ def _stack(environ: dict[str, str], lake: str) -> Stack:
     from deploy.local.lake_choice import LakeKind
 
     return Stack(load_settings(environ), environ=environ, lake=LakeKind(lake))
-
-
-def _end(number: int, _frame: FrameType | None) -> None:
-    """A command that is asked to end leaves through its `finally`, so that no process of its stack stays behind."""
-    sys.exit(128 + number)
 
 
 @contextmanager

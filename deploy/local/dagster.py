@@ -17,7 +17,7 @@ import yaml
 
 from crm_resources.settings import REPOSITORY, Settings
 from deploy.local.errors import StackError
-from deploy.local.ports import LOOPBACK, Port
+from deploy.local.ports import ANSWER_SECONDS, LOOPBACK, Port
 
 DEFINITIONS = "crm_assets.definitions"
 LOCATION = "crm"
@@ -35,7 +35,7 @@ PATIENCE = {
 }
 """Variables of Dagster's own limits that are too short for a busy machine, in seconds; its other ones have no such trouble (0024)."""
 
-_ANSWER_SECONDS = 60
+_RELOAD_SECONDS = 60
 """Importing the code anew takes some seconds; who is not answered asks again."""
 
 _LONGEST_REASON = 400
@@ -207,14 +207,14 @@ def code_server_serves(port: int) -> bool:
     try:
         with grpc.insecure_channel(f"{LOOPBACK}:{port}") as channel:
             request = health_pb2.HealthCheckRequest(service="DagsterApi")
-            status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=10).status
+            status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=ANSWER_SECONDS).status
     except grpc.RpcError:
         return False
     return bool(status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _request(port: int, method: str, path: str, body: str | None = None) -> dict[str, Any] | None:
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_ANSWER_SECONDS)
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_RELOAD_SECONDS)
     try:
         connection.request(method, path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from crm_resources import lake, warehouse
+from crm_resources.command_end import leave_on_sigterm
 from crm_resources.kafka import KafkaUnavailableError, TopicError
 from crm_resources.layout import SILVER
 from crm_resources.report import Verdict, write_report
@@ -102,7 +102,7 @@ def demo(
             _tell(problem)
         raise typer.Exit(1) from error
     # Asked to end, it leaves its report and, with --exit, no service.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    leave_on_sigterm()
     steps = Steps({"setup": round(time.time() - started.timestamp(), 1)})
     figures: dict[str, float] = {}
     audited: Audited | None = None

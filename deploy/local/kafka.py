@@ -12,14 +12,11 @@ from pathlib import Path
 
 from crm_resources.settings import Settings
 from deploy.local.errors import StackError
-from deploy.local.ports import LOOPBACK, Port
+from deploy.local.ports import ANSWER_SECONDS, LOOPBACK, Port
 
 LARGEST_MESSAGE_BYTES = 8 * 2**20
 HEAP_OPTIONS = ("-Xms256m", "-Xmx640m")
 """Measured: one node with a few dozen partitions and 100,000 records/s stays below 400 MiB of heap."""
-
-_ANSWER_SECONDS = 10
-"""Longest wait for one answer; a starved broker takes seconds, and whether it lives is asked elsewhere."""
 
 _LOGGING = """\
 # Kafka's log goes to the console; the supervisor writes and rotates the file.
@@ -140,8 +137,8 @@ def answers(port: int) -> bool:
     quiet.addHandler(logging.NullHandler())
     quiet.propagate = False
     try:
-        options: dict[str, str | int | float | bool] = {"bootstrap.servers": bootstrap(port), "socket.timeout.ms": _ANSWER_SECONDS * 1000}
-        metadata = AdminClient(options, logger=quiet).list_topics(timeout=_ANSWER_SECONDS)
+        options: dict[str, str | int | float | bool] = {"bootstrap.servers": bootstrap(port), "socket.timeout.ms": ANSWER_SECONDS * 1000}
+        metadata = AdminClient(options, logger=quiet).list_topics(timeout=ANSWER_SECONDS)
     except KafkaException:
         return False
     return bool(metadata.brokers)

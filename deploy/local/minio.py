@@ -21,7 +21,7 @@ from pathlib import Path
 from crm_resources.settings import Settings
 from deploy.local import secret_files
 from deploy.local.errors import StackError
-from deploy.local.ports import LOOPBACK
+from deploy.local.ports import ANSWER_SECONDS, LOOPBACK
 
 MODULE = "github.com/minio/minio"
 VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
@@ -123,7 +123,7 @@ def server_environment(settings: Settings) -> dict[str, str]:
 def answers(port: int) -> bool:
     """Whether the server is ready for requests."""
     try:
-        with urllib.request.urlopen(f"{endpoint(port)}/minio/health/ready", timeout=10) as answer:  # noqa: S310 -- a fixed scheme and host
+        with urllib.request.urlopen(f"{endpoint(port)}/minio/health/ready", timeout=ANSWER_SECONDS) as answer:  # noqa: S310 -- a fixed scheme and host
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

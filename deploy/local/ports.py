@@ -19,6 +19,9 @@ from pathlib import Path
 
 from deploy.local.errors import StackError
 
+ANSWER_SECONDS = 10
+"""Longest wait for one answer of a service: a starved one takes seconds. Without an answer we ask again, as long as it lives."""
+
 CLAIM_SECONDS = 120
 """After that a service listens on its port, or never will."""
 

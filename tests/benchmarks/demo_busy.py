@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from crm_resources.command_end import leave_on_sigterm
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import REPOSITORY, load_settings
 
@@ -59,7 +59,7 @@ def main(loops: Annotated[int, typer.Option(min=0, help="Busy loops beside the d
     """Run the demo beside busy loops, stop everything, and report its figures; exit code 1 when it fails."""
     started = datetime.now(UTC)
     settings = load_settings()
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    leave_on_sigterm()
     with busy(loops), subprocess.Popen([sys.executable, "-m", "deploy.local.demo", "--exit"], cwd=REPOSITORY) as demo:
         try:
             code = demo.wait()

@@ -12,8 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,16 +21,16 @@ from typing import Annotated
 import typer
 from PIL import Image, PngImagePlugin
 from playwright.sync_api import Page, expect, sync_playwright
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from crm_resources.settings import REPOSITORY
+from crm_resources.waiting import PATIENCE_SECONDS, ProcessLife, wait_for
+from deploy.local import dagster
 from tests.asset_graph import PICTURE_TEXT, live_graph
 from tests.browser.chromium import CHROMIUM, FLAGS
 
 PICTURE = REPOSITORY / "docs" / "images" / "lineage.png"
 HEIGHT, WIDTH, WIDTH_WITH_LIST = 900, 700, 900
 """Pixels. The graph from top to bottom fits with its text in full size; the list of groups beside it, which repeats it, is put away."""
-PATIENCE_SECONDS = 120
 QUIET = "telemetry: {enabled: false}\nnux: {enabled: false}\n"
 LOOK = {"asset-graph-direction": '"vertical"', "large-screen-nav-open": "false", "dagster-nav-collapsed": "true"}
 """What a person would choose by three clicks; the UI keeps it in the browser."""
@@ -83,17 +81,16 @@ def webserver() -> Iterator[str]:
         environ = {**os.environ, "DAGSTER_HOME": home}
         process = subprocess.Popen(command, cwd=REPOSITORY, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            wait_until_it_answers(f"http://127.0.0.1:{port}/server_info")
+            life = ProcessLife()
+            wait_for(
+                lambda: dagster.webserver_answers(port),
+                lambda: life(process.pid) if process.poll() is None else None,
+                lambda why: RuntimeError(f"the webserver does not answer: {why}; run `make validate`"),
+            )
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait()
-
-
-@retry(retry=retry_if_exception_type(urllib.error.URLError), wait=wait_fixed(0.5), stop=stop_after_delay(PATIENCE_SECONDS), reraise=True)
-def wait_until_it_answers(address: str) -> None:
-    """Return once the webserver answers there."""
-    urllib.request.urlopen(address, timeout=5).close()
 
 
 if __name__ == "__main__":

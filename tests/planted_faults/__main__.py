@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -18,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from crm_resources.command_end import leave_on_sigterm
 from crm_resources.report import Verdict, write_report
 from crm_resources.settings import REPOSITORY, load_settings
 from tests.planted_faults.faults import FAULTS, Fault, Tests
@@ -80,8 +79,7 @@ def _results(faults: list[Fault], root: Path, jobs: int) -> list[Result]:
     environ = environ_of(root, load_settings().jars_root, os.environ)
     runs: dict[Tests | Fault, Future[Run]] = {}
     pool, stop = ThreadPoolExecutor(jobs), threading.Event()
-    # Who is told to end leaves through `finally`, so that no tests, services and copies stay behind.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    leave_on_sigterm()  # so that no tests, services and copies stay behind
 
     def run(tests: Tests, fault: Fault | None) -> Run:
         done = run_tests(root, tests, environ, stop, fault)
